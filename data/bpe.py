@@ -1,0 +1,52 @@
+"""Byte-pair encoding as subword-nmt does it: learn merges from word counts, apply them to a word.
+
+Tokens are written as transformers' BioGptTokenizer writes them: the last piece of a word ends in `</w>`, the others
+stand bare. (fastBPE and fairseq write `tok` for `tok</w>` and `tok@@` for `tok`.)
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections import Counter
+
+from subword_nmt.apply_bpe import encode
+from subword_nmt.learn_bpe import learn_bpe
+
+END_OF_WORD = "</w>"
+Merge = tuple[str, str]
+
+
+def learn_merges(word_counts: Counter[str], merges: int) -> list[Merge]:
+    """At most `merges` merges, in order: subword-nmt's `learn_bpe` with its stop at pairs seen once.
+
+    Words are given to it in sorted order, so that the result depends on the counts alone.
+    """
+    lines = [f"{word} {count}" for word, count in sorted(word_counts.items())]
+    if not any(len(word) > 1 for word in word_counts):
+        return []  # nothing to merge; learn_bpe would fail on it
+    learned = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        if not sys.stderr.isatty():  # its progress bar belongs on a terminal only
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        learn_bpe(lines, learned, merges, is_dict=True)
+    _, *rules = learned.getvalue().splitlines()  # the first line is "#version: 0.2"
+    pairs = [rule.split(" ") for rule in rules]
+    return [(first, second) for first, second in pairs]
+
+
+class Segmenter:
+    """Cuts words into BPE tokens, remembering each word it has met."""
+
+    def __init__(self, merges: list[Merge]) -> None:
+        self._ranks = {merge: rank for rank, merge in enumerate(merges)}
+        self._remembered: dict[str, list[str]] = {}
+
+    def __call__(self, word: str) -> list[str]:
+        """The tokens of one Moses token, by subword-nmt's `encode` (version 0.2)."""
+        tokens = self._remembered.get(word)
+        if tokens is None:
+            pieces = encode(word, self._ranks, {}, None, "", (0, 2), {})
+            tokens = [*pieces[:-1], pieces[-1] + END_OF_WORD]
+            self._remembered[word] = tokens
+        return tokens

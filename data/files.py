@@ -1,0 +1,171 @@
+"""How this project writes: folders that appear whole or not at all, each with a manifest that says what made it.
+
+Every stage (corpus, tokenizer, shards, hf) is one folder with a `manifest.json`:
+
+    {"kind": "corpus", "version": 1, "made_by": "biogpt-pretrain 0.1.0",
+     "request": {...},   what was asked for: settings, and the inputs by name and sha256
+     "counts": {...},    what came of it
+     "files": {"train-00000.parquet": {"bytes": 123, "sha256": "..."}, ...}}
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+MANIFEST = "manifest.json"
+VERSIONS = {
+    "corpus": 1,
+    "tokenizer": 1,
+    "shards": 1,
+    "checkpoint": 1,
+    "hf": 1,
+}  # raised when the files of a kind change
+
+
+class UserError(Exception):
+    """A user's mistake: one line that names the file, key or value and what to do. Commands end with exit code 2."""
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream whose bytes appear under `path` when the block ends well, and not at all otherwise."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            yield cast(BinaryIO, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    with whole_file(path) as stream:
+        stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError names a missing or damaged one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); make its folder again") from None
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> size in bytes and sha256, for every file below `folder` but its manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
+    }
+
+
+def write_manifest(folder: Path, kind: str, request: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+    """Describe the finished `folder`. Without a time or a path, so that the same work gives the same bytes."""
+    try:
+        version = importlib.metadata.version("biogpt-pretrain")
+    except importlib.metadata.PackageNotFoundError:  # run from a source folder that was never installed
+        version = "(not installed)"
+    manifest = {
+        "kind": kind,
+        "version": VERSIONS[kind],
+        "made_by": f"biogpt-pretrain {version}",
+        "request": request,
+        "counts": counts,
+        "files": describe_files(folder),
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a finished folder of this kind; UserError names a folder that is missing, unfinished or other."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a {kind} folder")
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: holds no {MANIFEST}, so it is not a finished {kind} folder")
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else "unknown"
+        raise UserError(f"{folder}: is a {found} folder; expected a {kind} folder")
+    if manifest["version"] > VERSIONS[kind]:
+        raise UserError(
+            f"{folder}: written in format {manifest['version']} of {kind} folders, newer than this program's"
+            f" {VERSIONS[kind]}; install a newer biogpt-pretrain"
+        )
+    return manifest
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """UserError names the first file of the manifest that is missing or changed."""
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing, though {MANIFEST} lists it; make the folder again")
+        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            raise UserError(f"{path}: changed since it was written (sha256 differs from {MANIFEST}); make it again")
+
+
+def make_folder(
+    out: Path, kind: str, request: dict[str, Any], fill: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """Let `fill(folder)` write a stage's files and return its counts, so that `out` appears whole or not at all.
+
+    Done before, with the same request: nothing happens. Whatever else stands at `out` is left as it is, and refused.
+    Returns the manifest.
+    """
+    if (out / MANIFEST).is_file():
+        manifest = read_manifest(out, kind)
+        if manifest["request"] != request or manifest["version"] != VERSIONS[kind]:
+            raise UserError(f"{out}: was made from other inputs or settings; remove it or choose another --out")
+        return manifest
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not a finished {kind} folder; remove it or choose another --out")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    try:
+        partial.mkdir(parents=True)
+        manifest = write_manifest(partial, kind, request, fill(partial))
+        if out.exists():
+            out.rmdir()
+        partial.replace(out)
+        _sync_folder(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def input_files(paths: list[Path]) -> dict[str, str]:
+    """Name -> sha256 of input files, for a request; UserError where two files of one name would be confused."""
+    described: dict[str, str] = {}
+    for path in paths:
+        if path.name in described:
+            raise UserError(f"{path}: a second input file of this name; rename one of them")
+        described[path.name] = sha256(path)
+    return described

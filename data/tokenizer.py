@@ -1,0 +1,136 @@
+"""Text <-> ids. One text path: what the shards hold is what transformers' BioGptTokenizer gives on the same folder.
+
+The folder holds `vocab.json`, `merges.txt` and `tokenizer_config.json` as `BioGptTokenizer` reads them, and our
+manifest. Ids 0 to 3 are `<s> <pad> </s> <unk>`; then come the types of the training split.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data import moses
+from data.bpe import Merge, Segmenter, learn_merges
+from data.corpus import split_files
+from data.files import MANIFEST, UserError, make_folder, read_json, read_manifest, verify_files, write_json
+from data.workers import run_tasks
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "BioGptTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+}
+
+
+class Tokenizer:
+    """Ids of texts by Moses, BPE and the vocabulary; nothing is put before or after them."""
+
+    def __init__(self, folder: Path) -> None:
+        if (folder / MANIFEST).is_file():  # an HF folder from elsewhere has none
+            verify_files(folder, read_json(folder / MANIFEST))
+        self.vocabulary: dict[str, int] = read_json(folder / "vocab.json")
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        self._segment = Segmenter([_pair(line) for line in lines])
+        self._tokens = {index: token for token, index in self.vocabulary.items()}
+        self._remembered: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without `</s>`. Special tokens in a text are text, never ids 0 to 2."""
+        ids: list[int] = []
+        for word in moses.tokenize(text):
+            known = self._remembered.get(word)
+            if known is None:
+                known = [self.vocabulary.get(token, UNK_ID) for token in self._segment(word)]
+                self._remembered[word] = known
+            ids += known
+        return ids
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        """The written form of ids."""
+        return [self._tokens[index] for index in ids]
+
+
+def _pair(line: str) -> Merge:
+    first, second = line.split(" ")
+    return first, second
+
+
+def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, workers: int) -> dict[str, Any]:
+    """Learn merges and vocabulary on the training split of `corpus`; write the folder `out`, return its manifest.
+
+    merges: at most so many; min_count: types seen less often than this in the training split become `<unk>`.
+    """
+    if merges < 0 or min_count < 1:
+        raise UserError(f"--merges {merges} --min-count {min_count}: merges from 0, min-count from 1")
+    corpus_manifest = read_manifest(corpus, "corpus")
+    files = split_files(corpus, corpus_manifest, "train")
+    request = {
+        "corpus": {file.name: corpus_manifest["files"][file.name]["sha256"] for file in files},
+        "merges": merges,
+        "min_count": min_count,
+    }
+
+    def fill(folder: Path) -> dict[str, Any]:
+        word_counts: Counter[str] = Counter()
+        for counted in run_tasks(count_words, [(file,) for file in files], workers, "tokenizer: counting words"):
+            word_counts.update(counted)
+        learned = learn_merges(word_counts, merges)
+        vocabulary, token_counts = make_vocabulary(word_counts, learned, min_count)
+        write_tokenizer_files(folder, vocabulary, learned)
+        return {
+            "words": word_counts.total(),
+            "distinct_words": len(word_counts),
+            "merges": len(learned),
+            "vocabulary": len(vocabulary),
+            "tokens": token_counts.total(),
+        }
+
+    return make_folder(out, "tokenizer", request, fill)
+
+
+def count_words(file: Path) -> Counter[str]:
+    """How often each Moses token occurs in the texts of a Parquet file."""
+    counts: Counter[str] = Counter()
+    for batch in pq.ParquetFile(file).iter_batches(1_000, columns=["text"]):
+        for text in batch["text"].to_pylist():
+            counts.update(moses.tokenize(text))
+    return counts
+
+
+def make_vocabulary(
+    word_counts: Counter[str], merges: list[Merge], min_count: int
+) -> tuple[dict[str, int], Counter[str]]:
+    """Token -> id, and the count of each token in the training text.
+
+    After the special tokens: all types, count descending, then token ascending by code point; then the parts and
+    products of merges that no text ends up with (transformers issue 21838 is what comes of leaving them out); then
+    fairseq's `madeupword` tokens up to a multiple of 8.
+    """
+    segment = Segmenter(merges)
+    counts: Counter[str] = Counter()
+    for word, count in word_counts.items():
+        for token in segment(word):
+            counts[token] += count
+    kept = {token: count for token, count in counts.items() if count >= min_count}
+    for first, second in merges:
+        for token in (first, second, first + second):
+            kept.setdefault(token, counts[token])
+    ordered = sorted(kept, key=lambda token: (-kept[token], token))
+    padding = [f"madeupword{index:04d}" for index in range(-(len(SPECIAL_TOKENS) + len(ordered)) % 8)]
+    tokens = [*SPECIAL_TOKENS, *ordered, *padding]
+    return {token: index for index, token in enumerate(tokens)}, counts
+
+
+def write_tokenizer_files(folder: Path, vocabulary: dict[str, int], merges: list[Merge]) -> None:
+    """The three files that `transformers.BioGptTokenizer.from_pretrained(folder)` reads."""
+    write_json(folder / "vocab.json", vocabulary)
+    text = "".join(f"{first} {second}\n" for first, second in merges)
+    (folder / "merges.txt").write_text(text, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)

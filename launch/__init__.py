@@ -1,0 +1,1 @@
+"""How a run is started: the front door, recipes, DeepSpeed files and scripts."""

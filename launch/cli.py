@@ -1,0 +1,215 @@
+"""The front door: `biogpt`. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from data.files import UserError
+
+app = typer.Typer(
+    help="From PubMed XML to a biomedical language model that transformers loads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+Workers = Annotated[int, typer.Option(min=1, help="Local processes.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
+
+
+@app.command()
+def sample(out: Out) -> None:
+    """Write the embedded sample: about 2,000 invented citations in NLM's XML.
+
+    Example: `biogpt sample --out raw/`
+    """
+    from data.sample import write_sample
+
+    paths = write_sample(out)
+    print(f"{out}: {', '.join(path.name for path in paths)}")
+
+
+@app.command()
+def corpus(
+    raw: Annotated[list[Path], typer.Argument(help="NLM's .xml and .xml.gz files, or folders of them.")],
+    out: Out,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the citations held out for evaluation.")] = 0.002,
+    test_fraction: Annotated[float, typer.Option(help="Share held out for the end.")] = 0.002,
+    workers: Workers = 1,
+) -> None:
+    """PubMed XML to Parquet: newest version of each PMID, deletions, exact duplicates, split by a hash of the PMID.
+
+    Example: `biogpt corpus raw/ --out corpus/ --workers 8`
+    """
+    from data.corpus import make_corpus
+
+    counts = make_corpus(raw, out, validation_fraction, test_fraction, workers)["counts"]
+    if not counts["validation"]:
+        print("biogpt: warning: no citation fell to validation; raise --validation-fraction", file=sys.stderr)
+    print(
+        f"{out}: {counts['records']:,} records, {counts['superseded_or_deleted']:,} superseded or deleted,"
+        f" {counts['without_title_or_abstract']:,} without title or abstract, {counts['duplicates']:,} duplicates;"
+        f" kept {counts['train']:,} train, {counts['validation']:,} validation, {counts['test']:,} test"
+    )
+
+
+@app.command()
+def tokenizer(
+    corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
+    out: Out,
+    merges: Annotated[int, typer.Option(min=0, help="BPE merges to learn.")] = 40_000,
+    min_count: Annotated[int, typer.Option(min=1, help="Rarer types become <unk>.")] = 1,
+    workers: Workers = 1,
+) -> None:
+    """Learn BPE merges and the vocabulary on the training split. The folder loads as transformers' BioGptTokenizer.
+
+    Example: `biogpt tokenizer corpus/ --out tokenizer/ --merges 40000`
+    """
+    from data.tokenizer import train_tokenizer
+
+    counts = train_tokenizer(corpus, out, merges, min_count, workers)["counts"]
+    print(f"{out}: {counts['merges']:,} merges, vocabulary {counts['vocabulary']:,}, from {counts['words']:,} words")
+
+
+@app.command()
+def shards(
+    corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder written by `biogpt tokenizer`.")],
+    out: Out,
+    workers: Workers = 1,
+) -> None:
+    """Tokenize a corpus into Megatron's .bin and .idx files.
+
+    Example: `biogpt shards corpus/ --tokenizer tokenizer/ --out shards/`
+    """
+    from data.shards import make_shards
+
+    counts = make_shards(corpus, tokenizer, out, workers)["counts"]
+    train = counts["train"]
+    print(f"{out}: {train['documents']:,} training documents, {train['tokens']:,} tokens, {train['shards']} shards")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each GPU, or one on a CPU.")] = 0,
+) -> None:
+    """Train on this machine, or go on where the run was: torchrun --nproc-per-node RANKS -m pretrain.train RECIPE ...
+
+    Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
+    """
+    from pretrain.checkpoint import check_resume
+    from pretrain.recipe import check_inputs, data_identity, load_recipe
+
+    ranks = ranks or default_ranks()
+    loaded = load_recipe(recipe, settings or [])
+    manifest = check_inputs(loaded, ranks)
+    config = loaded.decoder_config(manifest["counts"]["vocabulary"])
+    check_resume(Path(loaded.train.run), config, data_identity(loaded))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
+    status = subprocess.run(command, env=environment).returncode
+    if status:
+        raise SystemExit(status)
+    print(f"{loaded.train.run}: {loaded.train.steps} steps done; next: biogpt export {loaded.train.run} --out hf/")
+
+
+def default_ranks() -> int:
+    """One rank for each GPU, or one on a CPU."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
+    shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Corpus to evaluate on, with the model's own tokenizer.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+) -> None:
+    """Held-out loss, perplexity and bits per byte of a run's newest checkpoint or of an exported folder.
+
+    Example: `biogpt evaluate hf/ --shards shards/ --split test`
+    """
+    if (shards is None) == (corpus is None):
+        raise UserError("evaluate: name either --shards or --corpus")
+    from data.corpus import SPLITS
+    from pretrain.export import evaluate_folder
+
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
+    result = evaluate_folder(model, shards, corpus, split)
+    print(
+        f"{model}: {split} loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f},"
+        f" {result['bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens"
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Out,
+    shards: Annotated[Path | None, typer.Option(help="The run's shards, if they have moved.")] = None,
+) -> None:
+    """Write a run's newest checkpoint as a folder that transformers loads, and prove it equal before it appears.
+
+    Example: `biogpt export run/ --out hf/`
+    """
+    from pretrain.export import export as export_run
+
+    counts = export_run(run, out, shards)["counts"]
+    print(
+        f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
+        f" {counts['held_out_loss_transformers']:.6f} by transformers, {counts['held_out_loss']:.6f} recorded;"
+        f" logits equal to {counts['largest_logit_difference']:.1e}"
+    )
+
+
+@app.command()
+def generate(
+    hf: Annotated[Path, typer.Argument(help="Exported folder.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 60,
+    sample: Annotated[bool, typer.Option(help="Draw tokens instead of taking the likeliest.")] = False,
+    seed: Annotated[int, typer.Option(help="For --sample.")] = 1,
+) -> None:
+    """Continue a prompt, by transformers' own generation.
+
+    Example: `biogpt generate hf/ "The role of"`
+    """
+    from pretrain.export import generate as continue_prompt
+
+    print(continue_prompt(hf, prompt, max_new_tokens, sample, seed))
+
+
+@app.command()
+def quickstart(out: Out = Path("quickstart")) -> None:
+    """The whole path on the embedded sample: citations, corpus, tokenizer, shards, training, export, a sentence.
+
+    Example: `biogpt quickstart --out quickstart/`
+    """
+    from launch.quickstart import run_quickstart
+
+    run_quickstart(out)
+
+
+def main() -> NoReturn:
+    """The console command: a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"biogpt: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

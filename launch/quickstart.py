@@ -1,0 +1,59 @@
+"""The whole path on the embedded sample, in minutes on two CPU cores or on all GPUs of the machine."""
+
+import json
+import os
+from pathlib import Path
+
+from data.files import UserError
+from launch import cli
+
+
+def run_quickstart(out: Path) -> None:
+    """Run every stage below `out`; stages that are done are not done again. Prints the losses and a sentence."""
+    raw, corpus, tokenizer = out / "raw", out / "corpus", out / "tokenizer"
+    shards, run, hf = out / "shards", out / "run", out / "hf"
+    workers = len(os.sched_getaffinity(0))
+    say("1/7 sample: invented citations in NLM's XML")
+    cli.sample(raw)
+    say("2/7 corpus: XML to Parquet")
+    cli.corpus([raw], corpus, validation_fraction=0.05, test_fraction=0.05, workers=workers)
+    say("3/7 tokenizer: Moses and BPE")
+    cli.tokenizer(corpus, tokenizer, merges=2_000, workers=workers)
+    say("4/7 shards: token files")
+    cli.shards(corpus, tokenizer, shards, workers=workers)
+    say("5/7 train: DeepSpeed ZeRO")
+    cli.train("tiny", [f"data.shards={shards}", f"train.run={run}"], ranks=default_ranks())
+    say("6/7 export: to transformers' format, verified")
+    cli.export(run, hf)
+    say("7/7 generate: a sentence by transformers")
+    cli.generate(hf, "The role of")
+    report(shards, run)
+
+
+def default_ranks() -> int:
+    """All GPUs, or two processes on a CPU, so that ZeRO has something to share."""
+    import torch
+
+    return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+
+
+def say(text: str) -> None:
+    """A heading."""
+    print(f"\n== {text}", flush=True)
+
+
+def report(shards: Path, run: Path) -> None:
+    """Print the three figures that tell whether the model learned."""
+    from data.blocks import unigram_entropy
+    from pretrain.export import open_split
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    entropy = unigram_entropy(open_split(shards, "validation"))
+    say("held-out loss, nats a token")
+    print(f"at step 0          {losses[0]:8.4f}")
+    print(f"unigram entropy    {entropy:8.4f}")
+    print(f"at the end         {losses[-1]:8.4f}")
+    if losses[-1] >= entropy:
+        raise UserError(f"{run}: the model did not learn; remove the folder and run again")
+    print(f"\nThe model is in {run.parent / 'hf'}; the curves: tensorboard --logdir {run / 'tensorboard'}")

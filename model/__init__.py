@@ -1,0 +1,1 @@
+"""The causal decoder. Knows torch, not DeepSpeed, files or text."""

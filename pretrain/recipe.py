@@ -1,0 +1,265 @@
+"""The settings of a run: a TOML file, `key=value` on the command line over it, defaults below it.
+
+One class for each section; unknown keys are refused with the nearest known one, all mistakes are reported together.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data.files import UserError, read_manifest, sha256, whole_file
+from model.config import PRESETS, DecoderConfig
+from pretrain import ROOT
+
+BUNDLED = ROOT / "launch" / "recipes"
+
+
+class Section(BaseModel):
+    """Settings that refuse unknown keys and do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    preset: str = "biogpt"
+    """Shape by name: tiny, biogpt, biogpt-large. The keys below change single values of it."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    max_position_embeddings: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=5)
+    """Checked against the shards where given; otherwise it is theirs."""
+    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    activation_dropout: float = Field(default=0.0, ge=0, lt=1)
+    layerdrop: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a layer is skipped in a micro-batch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    initialization: Literal["fairseq", "hf"] = "fairseq"
+
+
+class DataSection(Section):
+    shards: str = "shards"
+    """Folder written by `biogpt shards`."""
+
+
+class TrainSection(Section):
+    run: str = "run"
+    """Folder of this run. A run that is there goes on."""
+    steps: int = Field(default=200_000, ge=1)
+    """Optimizer steps in all."""
+    global_batch_tokens: int = Field(default=524_288, ge=1)
+    """Tokens of one optimizer step over all ranks and accumulation: a multiple of context_length."""
+    context_length: int | None = Field(default=None, ge=2)
+    """Tokens of a block; default: the model's max_position_embeddings."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Blocks that one rank runs at once."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(default=1, ge=0)
+
+
+class OptimizerSection(Section):
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak of the schedule."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clipping: float = Field(default=0.0, ge=0)
+    """Largest norm of the gradient; 0: none."""
+
+
+class ScheduleSection(Section):
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    warmup_steps: int = Field(default=20_000, ge=0)
+    initial_learning_rate: float = Field(default=1e-7, ge=0)
+
+
+class DeepSpeedSection(Section):
+    stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage."""
+    config: str | None = None
+    """DeepSpeed JSON of your own; default: launch/deepspeed/zero{stage}.json."""
+
+
+class CheckpointSection(Section):
+    every_steps: int = Field(default=1_000, ge=1)
+    keep_last: int = Field(default=3, ge=1)
+
+
+class EvaluateSection(Section):
+    every_steps: int = Field(default=1_000, ge=1)
+    """Held-out loss at step 0, every so many steps, at each checkpoint and at the end."""
+    max_blocks: int = Field(default=0, ge=0)
+    """Blocks of the validation split to evaluate; 0: all."""
+
+
+class LogSection(Section):
+    every_steps: int = Field(default=10, ge=1)
+
+
+class Recipe(Section):
+    """All settings of a run."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    log: LogSection = LogSection()
+
+    def context_length(self) -> int:
+        """Tokens of a block."""
+        return self.train.context_length or int(self._shape()["max_position_embeddings"])
+
+    def global_batch_size(self) -> int:
+        """Blocks of one optimizer step."""
+        return self.train.global_batch_tokens // self.context_length()
+
+    def gradient_accumulation_steps(self, ranks: int) -> int:
+        """Micro-batches of one rank in a step; UserError where the global batch does not divide."""
+        context_length, blocks = self.context_length(), self.global_batch_size()
+        at_once = self.train.micro_batch_size * ranks
+        if self.train.global_batch_tokens % context_length:
+            raise UserError(
+                f"train.global_batch_tokens = {self.train.global_batch_tokens}: not a multiple of the context length"
+                f" {context_length}; the nearest is {max(blocks, 1) * context_length}"
+            )
+        if blocks % at_once:
+            raise UserError(
+                f"train.global_batch_tokens = {self.train.global_batch_tokens}: {blocks} blocks of {context_length}"
+                f" tokens do not divide over {ranks} ranks x micro_batch_size {self.train.micro_batch_size};"
+                f" {max(round(blocks / at_once), 1) * at_once * context_length} would"
+            )
+        return blocks // at_once
+
+    def decoder_config(self, vocab_size: int) -> DecoderConfig:
+        """The model's shape with the shards' vocabulary."""
+        rest: dict[str, Any] = {"layerdrop_seed": self.train.seed, "vocab_size": vocab_size}
+        try:
+            return DecoderConfig(**(self._shape() | rest))
+        except ValueError as error:
+            raise UserError(f"model.{error}") from None
+
+    def _shape(self) -> dict[str, Any]:
+        given = self.model.model_dump(exclude={"preset"}, exclude_none=True)
+        return PRESETS[self.model.preset] | given
+
+
+def load_recipe(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """A recipe from a TOML file or the name of a bundled one, with `section.key=value` overrides.
+
+    Raises UserError that names every unknown key and bad value in one line.
+    """
+    path = BUNDLED / f"{source}.toml" if source in bundled_recipes() else Path(source)
+    try:
+        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        names = ", ".join(bundled_recipes())
+        raise UserError(f"{source}: no such recipe file, nor a bundled recipe ({names})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML ({error})") from None
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            raise UserError(f"{override}: not of the form section.key=value, as in train.steps=100")
+        if not isinstance(settings.setdefault(section, {}), dict):
+            raise UserError(f"{path}: {section} must be a section: [{section}]")
+        settings[section][name] = _parse_value(value)
+    return check_settings(settings, path.name)
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with the program."""
+    return sorted(path.stem for path in BUNDLED.glob("*.toml"))
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value, or a bare word as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def check_settings(settings: dict[str, Any], source: str) -> Recipe:
+    """Validate settings that come from `source`; UserError reports all mistakes together."""
+    try:
+        recipe = Recipe.model_validate(settings)
+    except ValidationError as error:
+        mistakes = [_describe(entry["type"], entry["loc"], entry["msg"], entry["input"]) for entry in error.errors()]
+        raise UserError(f"{source}: {'; '.join(mistakes)}") from None
+    if recipe.model.preset not in PRESETS:
+        raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
+    if recipe.deepspeed.stage == 0 and recipe.train.precision != "fp32":
+        raise UserError(
+            f"{source}: deepspeed.stage = 0 with train.precision = {recipe.train.precision!r}: DeepSpeed has no fp32"
+            " accumulation there; use deepspeed.stage=1, or train.precision=fp32"
+        )
+    limit = recipe._shape()["max_position_embeddings"]
+    if recipe.context_length() > limit:
+        raise UserError(
+            f"{source}: train.context_length = {recipe.context_length()}: longer than the model's"
+            f" max_position_embeddings {limit}"
+        )
+    recipe.decoder_config(vocab_size=8)
+    return recipe
+
+
+def _describe(kind: str, location: tuple[int | str, ...], message: str, value: Any) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind != "extra_forbidden":
+        return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
+    fields: Any = Recipe.model_fields
+    known = list(fields) if len(location) == 1 else list(fields[location[0]].annotation.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+    return f"unknown key {key}; did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?"
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved settings as TOML, paths absolute. JSON's strings, numbers and arrays are TOML's too."""
+    lines = []
+    settings = recipe.model_dump(mode="json", exclude_none=True)
+    for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config")):
+        if key in settings[section]:
+            settings[section][key] = str(Path(settings[section][key]).resolve())
+    for section, values in settings.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]
+    with whole_file(path) as stream:
+        stream.write("\n".join(lines).encode())
+
+
+def check_inputs(recipe: Recipe, ranks: int) -> dict[str, Any]:
+    """Refuse, before any rank starts, what can be known to fail. Returns the manifest of the shards."""
+    manifest = read_manifest(Path(recipe.data.shards), "shards")
+    vocabulary = manifest["counts"]["vocabulary"]
+    if recipe.model.vocab_size not in (None, vocabulary):
+        raise UserError(
+            f"model.vocab_size = {recipe.model.vocab_size}: {recipe.data.shards} was made with a vocabulary of"
+            f" {vocabulary}; leave the key out"
+        )
+    if not manifest["counts"]["validation"]["tokens"]:
+        raise UserError(
+            f"{recipe.data.shards}: its validation split is empty; make the corpus with a larger --validation-fraction"
+        )
+    recipe.gradient_accumulation_steps(ranks)
+    return manifest
+
+
+def data_identity(recipe: Recipe) -> dict[str, Any]:
+    """What the order and content of the training data depend on, besides the step."""
+    return {
+        "shards": sha256(Path(recipe.data.shards) / "manifest.json"),
+        "context_length": recipe.context_length(),
+        "global_batch_tokens": recipe.train.global_batch_tokens,
+        "seed": recipe.train.seed,
+    }
