@@ -7,6 +7,8 @@ from pathlib import Path
 from data.files import UserError
 from launch import cli
 
+GLOBAL_BATCH_SIZE = 32  # blocks of a step in the tiny recipe
+
 
 def run_quickstart(out: Path) -> None:
     """Run every stage below `out`; stages that are done are not done again. Prints the losses and a sentence."""
@@ -22,7 +24,10 @@ def run_quickstart(out: Path) -> None:
     say("4/7 shards: token files")
     cli.shards(corpus, tokenizer, shards, workers=workers)
     say("5/7 train: DeepSpeed ZeRO")
-    cli.train("tiny", [f"data.shards={shards}", f"train.run={run}"], ranks=default_ranks())
+    ranks = choose_ranks()
+    micro_batch_size = min(16, GLOBAL_BATCH_SIZE // ranks)
+    settings = [f"data.shards={shards}", f"train.run={run}", f"train.micro_batch_size={micro_batch_size}"]
+    cli.train("tiny", settings, ranks=ranks)
     say("6/7 export: to transformers' format, verified")
     cli.export(run, hf)
     say("7/7 generate: a sentence by transformers")
@@ -30,11 +35,12 @@ def run_quickstart(out: Path) -> None:
     report(shards, run)
 
 
-def default_ranks() -> int:
-    """All GPUs, or two processes on a CPU, so that ZeRO has something to share."""
+def choose_ranks() -> int:
+    """All GPUs, or two processes on a CPU, so that ZeRO has something to share; a power of two to divide the batch."""
     import torch
 
-    return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+    found = torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+    return min(2 ** (found.bit_length() - 1), GLOBAL_BATCH_SIZE)
 
 
 def say(text: str) -> None:

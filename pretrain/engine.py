@@ -1,24 +1,22 @@
-"""DeepSpeed: the environment it needs, its configuration with "auto" filled in from the recipe, and its state.
+"""DeepSpeed: the environment it needs, the engine of a recipe, and its state as plain tensors.
 
 Nothing else in the project knows DeepSpeed's inside. On a machine without a GPU its CPU accelerator and gloo are used.
 """
 
-import json
+import contextlib
+import io
 import logging
 import os
 import socket
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.files import UserError, read_json
 from model.decoder import Decoder, DecoderLayer
-from pretrain import ROOT
-from pretrain.recipe import Recipe
+from pretrain.recipe import Recipe, deepspeed_config
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -28,6 +26,7 @@ from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     set_z3_leaf_modules,
 )
@@ -66,33 +65,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed JSON of the recipe with every "auto" filled in; UserError where it contradicts the recipe."""
-    own = recipe.deepspeed.config
-    path = Path(own) if own else ROOT / "launch" / "deepspeed" / f"zero{recipe.deepspeed.stage}.json"
-    config = read_json(path)
-    accumulation = recipe.gradient_accumulation_steps(ranks)
-    decided: dict[str, Any] = {
-        "train_batch_size": recipe.global_batch_size(),
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": recipe.optimizer.gradient_clipping,
-        "bf16.enabled": recipe.train.precision == "bf16",
-        "zero_optimization.stage": recipe.deepspeed.stage,
-    }
-    if "optimizer" in config or "scheduler" in config:
-        raise UserError(f"{path}: remove `optimizer` and `scheduler`; the recipe decides both")
-    for key, value in decided.items():
-        *sections, name = key.split(".")
-        section = config
-        for part in sections:
-            section = section.setdefault(part, {})
-        if section.setdefault(name, "auto") not in ("auto", value):
-            raise UserError(f'{path}: {key} = {json.dumps(section[name])}, but the recipe says {value}; write "auto"')
-        section[name] = value
-    return config
-
-
 def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, torch.optim.Optimizer]:
     """The decoder and AdamW under DeepSpeed. The learning rate is set by the loop before each step."""
     optimizer = torch.optim.AdamW(
@@ -106,9 +78,9 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
     if recipe.deepspeed.stage == 3:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
         set_z3_leaf_modules(decoder, [DecoderLayer])
-    engine, *_ = deepspeed.initialize(
-        model=decoder, optimizer=optimizer, config=deepspeed_config(recipe, ranks), dist_init_required=False
-    )
+    config = deepspeed_config(recipe, ranks)
+    with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use, unasked
+        engine, *_ = deepspeed.initialize(model=decoder, optimizer=optimizer, config=config, dist_init_required=False)
     return engine, optimizer
 
 
@@ -143,17 +115,18 @@ def gather_state(engine: Engine, optimizer: torch.optim.Optimizer, kind: str) ->
     return gathered
 
 
-def restore_moments(
+def restore_state(
     engine: Engine,
     optimizer: torch.optim.Optimizer,
-    moments: dict[str, dict[str, Tensor]],
+    state: dict[str, dict[str, Tensor]],
     step: int,
     device: torch.device,
 ) -> None:
-    """Put Adam's moments (by kind, then by our names; whole, on every rank) and its step count into the engine.
+    """Put fp32 weights, Adam's moments (by kind, then by our names; whole, on every rank) and step into the engine.
 
-    The weights have to be in the decoder before `build_engine`. DeepSpeed makes the moments at the first step, so one
-    is taken at learning rate 0, which changes no weight.
+    The weights have to be in the decoder before `build_engine` too: the working weights in bf16 are made there, and
+    the fp32 masters from those. DeepSpeed makes the moments at the first step, so one is taken at learning rate 0,
+    which changes no weight.
     """
     set_learning_rate(engine, 0.0)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
@@ -161,11 +134,13 @@ def restore_moments(
         engine.backward(engine(token, token) * 0.0)
         engine.step()
     for name, parameter in engine.module.named_parameters():
+        if engine.zero_optimization_stage() > 0:
+            safe_set_full_fp32_param(parameter, state["model"][name].to(device))
         for kind in MOMENTS:
-            value = moments[kind][name].to(device)
-            if engine.zero_optimization_stage() == 0:
-                optimizer.state[parameter][kind].copy_(value)
-            else:
+            value = state[kind][name].to(device)
+            if engine.zero_optimization_stage() > 0:
                 safe_set_full_optimizer_state(parameter, value, kind)
-    for state in optimizer.state.values():
-        state["step"].fill_(float(step))
+            else:
+                optimizer.state[parameter][kind].copy_(value)
+    for moments in optimizer.state.values():
+        moments["step"].fill_(float(step))

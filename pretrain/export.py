@@ -102,7 +102,9 @@ def write_hf_files(folder: Path, decoder: Decoder, tokenizer: Path) -> None:
 def load_hf(folder: Path, device: torch.device) -> Any:
     """transformers' model of an HF folder, in fp32, for evaluation."""
     from transformers import BioGptForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of loading weights
     if read_json(folder / "config.json").get("model_type") != "biogpt":
         raise UserError(f"{folder}: its config.json is not a BioGPT's")
     return BioGptForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]

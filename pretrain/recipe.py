@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.files import UserError, read_manifest, sha256, whole_file
+from data.files import UserError, read_json, read_manifest, sha256, whole_file
 from model.config import PRESETS, DecoderConfig
 from pretrain import ROOT
 
@@ -238,6 +238,33 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         stream.write("\n".join(lines).encode())
 
 
+def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
+    """The DeepSpeed JSON of the recipe with every "auto" filled in; UserError where it contradicts the recipe."""
+    own = recipe.deepspeed.config
+    path = Path(own) if own else ROOT / "launch" / "deepspeed" / f"zero{recipe.deepspeed.stage}.json"
+    config = read_json(path)
+    accumulation = recipe.gradient_accumulation_steps(ranks)
+    decided: dict[str, Any] = {
+        "train_batch_size": recipe.global_batch_size(),
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.optimizer.gradient_clipping,
+        "bf16.enabled": recipe.train.precision == "bf16",
+        "zero_optimization.stage": recipe.deepspeed.stage,
+    }
+    if "optimizer" in config or "scheduler" in config:
+        raise UserError(f"{path}: remove `optimizer` and `scheduler`; the recipe decides both")
+    for key, value in decided.items():
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section.setdefault(part, {})
+        if section.setdefault(name, "auto") not in ("auto", value):
+            raise UserError(f'{path}: {key} = {json.dumps(section[name])}, but the recipe says {value}; write "auto"')
+        section[name] = value
+    return config
+
+
 def check_inputs(recipe: Recipe, ranks: int) -> dict[str, Any]:
     """Refuse, before any rank starts, what can be known to fail. Returns the manifest of the shards."""
     manifest = read_manifest(Path(recipe.data.shards), "shards")
@@ -251,7 +278,7 @@ def check_inputs(recipe: Recipe, ranks: int) -> dict[str, Any]:
         raise UserError(
             f"{recipe.data.shards}: its validation split is empty; make the corpus with a larger --validation-fraction"
         )
-    recipe.gradient_accumulation_steps(ranks)
+    deepspeed_config(recipe, ranks)
     return manifest
 
 

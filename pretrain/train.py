@@ -6,6 +6,7 @@ parse, build, train, close. The loop knows the update; metrics, evaluation and c
 import argparse
 import hashlib
 import math
+import os
 import shutil
 import sys
 import time
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         train(load_recipe(given.recipe, given.settings))
     except UserError as error:
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
             print(f"biogpt: error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     finally:
@@ -105,13 +106,14 @@ def build(recipe: Recipe, device: torch.device) -> Run:
     torch.manual_seed(recipe.train.seed)
     decoder = Decoder(config)
     state: dict[str, Any] = {"step": 0, "held_out": {}}
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
     if resumed:
         state = checkpoints.read_state(resumed)
-        decoder.load_state_dict(checkpoints.read_tensors(resumed, "model"))
+        tensors = {kind: checkpoints.read_tensors(resumed, kind) for kind in checkpoints.KINDS}
+        decoder.load_state_dict(tensors["model"])
     engine, optimizer = engines.build_engine(recipe, decoder, ranks)
     if resumed:
-        moments = {kind: checkpoints.read_tensors(resumed, kind) for kind in engines.MOMENTS}
-        engines.restore_moments(engine, optimizer, moments, state["step"], device)
+        engines.restore_state(engine, optimizer, tensors, state["step"], device)
     run = Run(
         recipe=recipe,
         folder=folder,

@@ -1,0 +1,141 @@
+"""The front door as a user meets it: help, one line for each mistake, nothing half-written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from data.files import UserError
+from launch.cli import app, main
+from tests.shared import SHARED, needs_shared
+
+COMMANDS = ("sample", "corpus", "tokenizer", "shards", "train", "evaluate", "export", "generate", "quickstart")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and f"Example: biogpt {command}" in " ".join(result.output.split()).replace("`", "")
+
+
+def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
+    code = (
+        "import sys; sys.argv = ['biogpt', '--help']\n"
+        "import launch.cli, data.corpus, data.tokenizer, data.shards, data.sample\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one line on stderr of a command that a user got wrong; its exit code is 2."""
+    monkeypatch.setattr(sys, "argv", ["biogpt", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert ended.value.code == 2 and len(lines) == 1 and lines[0].startswith("biogpt: error: "), lines
+    return lines[0]
+
+
+@needs_shared
+def test_every_malformed_file_is_named_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((SHARED / "data" / "nlm" / "malformed").iterdir())
+    assert len(files) == 5
+    for path in files:
+        assert str(path) in mistake(["corpus", str(path), "--out", str(tmp_path / "corpus")], capsys, monkeypatch)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_inputs_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent, out = str(tmp_path / "absent"), str(tmp_path / "out")
+    for arguments in (
+        ["corpus", absent, "--out", out],
+        ["tokenizer", absent, "--out", out],
+        ["shards", absent, "--tokenizer", absent, "--out", out],
+        ["train", "tiny", f"data.shards={absent}"],
+        ["train", absent],
+        ["export", absent, "--out", out],
+        ["evaluate", absent, "--shards", absent],
+        ["generate", absent, "The"],
+    ):
+        assert absent in mistake(arguments, capsys, monkeypatch)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_before_training_are_named(
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, run = f"data.shards={sample_folder / 'shards'}", f"train.run={tmp_path / 'run'}"
+    for settings, culprit in (
+        (["train.stepz=3"], "did you mean train.steps?"),
+        (["model.vocab_size=7"], "model.vocab_size = 7"),
+        (["train.global_batch_tokens=128"], "train.global_batch_tokens = 128"),
+        (["train.context_length=100000"], "train.context_length = 100000"),
+        (["deepspeed.config=absent.json"], "absent.json"),
+        (["--ranks", "3"], "do not divide over 3 ranks"),
+    ):
+        assert culprit in mistake(["train", "tiny", shards, run, *settings], capsys, monkeypatch)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.checkpoint import CheckpointWriter
+    from pretrain.recipe import data_identity, load_recipe
+
+    settings = [f"data.shards={sample_folder / 'shards'}", f"train.run={tmp_path / 'run'}"]
+    recipe = load_recipe("tiny", settings)
+    vocabulary = json.loads((sample_folder / "shards" / "manifest.json").read_text())["counts"]["vocabulary"]
+    model = vars(recipe.decoder_config(vocabulary)) | {"num_hidden_layers": 9}
+    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": data_identity(recipe)}, 1)
+    line = mistake(["train", "tiny", *settings], capsys, monkeypatch)
+    assert "step-0000005: has model num_hidden_layers = 9, the recipe 4" in line
+
+
+def test_damaged_stages_are_named(
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(sample_folder / "corpus", corpus)
+    part = corpus / "train-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    tokenizer, out = str(sample_folder / "tokenizer"), str(tmp_path / "out")
+    for arguments in (
+        ["shards", str(corpus), "--tokenizer", tokenizer, "--out", out],
+        ["tokenizer", str(corpus), "--out", out],
+    ):
+        assert str(part) in mistake(arguments, capsys, monkeypatch)
+    assert not Path(out).exists()
+
+
+def test_wrong_options_are_named(
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, out = str(sample_folder / "raw"), str(tmp_path / "out")
+    for arguments, culprit in (
+        (["corpus", raw, "--out", out, "--test-fraction", "1.5"], "--test-fraction 1.5"),
+        (["corpus", raw, "--out", str(sample_folder / "shards")], "is a shards folder; expected a corpus folder"),
+        (["corpus", raw, "--out", str(sample_folder / "corpus")], "other inputs or settings"),
+        (["evaluate", raw], "name either --shards or --corpus"),
+        (["evaluate", raw, "--shards", raw, "--split", "dev"], "--split dev"),
+        (["evaluate", raw, "--shards", raw], raw),
+    ):
+        assert culprit in mistake(arguments, capsys, monkeypatch)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["biogpt", "sample", "--out", "x"])
+    monkeypatch.setattr("data.sample.write_sample", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main()
+    assert not issubclass(ZeroDivisionError, UserError)

@@ -1,0 +1,44 @@
+"""Small decoders for tests, and transformers' model with the same weights."""
+
+from typing import Any
+
+import torch
+from transformers import BioGptConfig, BioGptForCausalLM
+
+from model.config import DecoderConfig
+from model.decoder import Decoder
+from model.hf import hf_config, to_hf
+
+
+def small_config(**changes: Any) -> DecoderConfig:
+    """Odd head count, an ffn that is no multiple of the width, no dropout."""
+    shape = {
+        "vocab_size": 101,
+        "hidden_size": 60,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 5,
+        "intermediate_size": 77,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return DecoderConfig(**(shape | changes))
+
+
+def small_decoder(**changes: Any) -> Decoder:
+    """A decoder whose every weight is random, biases and norms too, so that no mistake hides behind a zero."""
+    torch.manual_seed(1)
+    decoder = Decoder(small_config(**changes))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return decoder
+
+
+def transformers_twin(decoder: Decoder) -> BioGptForCausalLM:
+    """transformers' BioGptForCausalLM with the decoder's weights, in evaluation mode."""
+    twin = BioGptForCausalLM(BioGptConfig(**hf_config(decoder.config)))
+    missing, unexpected = twin.load_state_dict(to_hf(decoder.state_dict()), strict=False)
+    assert missing == ["output_projection.weight"] and not unexpected
+    twin.tie_weights()
+    return twin.eval()

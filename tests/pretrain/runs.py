@@ -1,0 +1,49 @@
+"""Whole runs as cases for the distributed harness."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretrain.recipe import load_recipe
+from pretrain.train import train
+
+ZERO_3_WITHOUT_THRESHOLDS = {
+    "zero_optimization": {
+        "stage": 3,
+        # Tiny models stay whole below ZeRO-3's thresholds: nothing would be partitioned.
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_prefetch_bucket_size": 0,
+    },
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+
+
+def settings(shards: Path, run: Path, *more: str) -> list[str]:
+    """A very small run: 2 layers x 32, blocks of 64 tokens, 16 blocks a step in accumulation, report at each step."""
+    small = [
+        "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2",
+        "model.intermediate_size=64", "model.max_position_embeddings=64", "train.global_batch_tokens=1024",
+        "train.micro_batch_size=4", "schedule.warmup_steps=5", "log.every_steps=1",
+        f"data.shards={shards}", f"train.run={run}",
+    ]  # fmt: skip
+    return [*small, *more]
+
+
+def zero_3_settings(folder: Path) -> list[str]:
+    """ZeRO-3 that partitions even a tiny model."""
+    path = folder / "zero3.json"
+    path.write_text(json.dumps(ZERO_3_WITHOUT_THRESHOLDS))
+    return ["deepspeed.stage=3", f"deepspeed.config={path}"]
+
+
+def run_case(chosen: list[str]) -> int:
+    """Train the tiny recipe with these settings; the step it ended at."""
+    return train(load_recipe("tiny", chosen)).step
+
+
+def metrics(run: Path, name: str) -> dict[int, Any]:
+    """step -> value of one name in metrics.jsonl."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}

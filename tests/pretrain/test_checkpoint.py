@@ -1,0 +1,154 @@
+"""Checkpoints: exact resume in the same layout, resume in any other, whole files only."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import BioGptConfig, BioGptForCausalLM
+
+from data.files import UserError, read_manifest
+from model.config import DecoderConfig
+from model.hf import hf_config
+from pretrain.checkpoint import (
+    CheckpointWriter,
+    check_resume,
+    latest_checkpoint,
+    read_state,
+    read_tensors,
+    verify_checkpoint,
+)
+from pretrain.recipe import data_identity, load_recipe
+from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.ranks import Ranks
+
+MORE = ["train.steps=8", "checkpoint.every_steps=4", "evaluate.max_blocks=4", "model.layerdrop=0.3"]
+DROPOUT = ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
+
+
+def back_to_step_4(run: Path, copy: Path) -> Path:
+    """The run as a kill after its checkpoint of step 4 would have left it."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-0000008")
+    (copy / "latest").write_text("step-0000004")
+    return copy
+
+
+LAYOUTS = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+
+
+@pytest.mark.parametrize(("precision", "stage"), LAYOUTS)
+def test_a_resumed_run_gives_the_same_bits(
+    precision: str, stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """Two ranks, dropout and layerdrop on: every loss and every byte of the last checkpoint."""
+    shards, run = sample_folder / "shards", tmp_path / "run"
+    chosen = [*MORE, *DROPOUT, f"train.precision={precision}"]
+    chosen += zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    two_ranks.run(run_case, settings(shards, run, *chosen))
+    resumed = back_to_step_4(run, tmp_path / "resumed")
+    two_ranks.run(run_case, settings(shards, resumed, *chosen))
+    for name in ("train/loss", "validation/loss", "train/learning_rate"):
+        assert metrics(run, name) == metrics(resumed, name) != {}
+    ends = [folder / "checkpoints" / "step-0000008" for folder in (run, resumed)]
+    assert read_manifest(ends[0], "checkpoint")["files"] == read_manifest(ends[1], "checkpoint")["files"]
+
+
+def test_another_stage_and_number_of_ranks_go_on_with_the_same_losses(
+    two_ranks: Ranks, one_rank: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    shards, run = sample_folder / "shards", tmp_path / "run"
+    two_ranks.run(run_case, settings(shards, run, *MORE, "deepspeed.stage=2"))
+    expected = metrics(run, "train/loss")
+    layouts: list[tuple[Ranks, list[str]]] = [
+        (two_ranks, zero_3_settings(tmp_path)),
+        (two_ranks, ["deepspeed.stage=0"]),
+        (one_rank, ["deepspeed.stage=1", "train.micro_batch_size=8"]),
+        (one_rank, [*zero_3_settings(tmp_path), "train.micro_batch_size=8"]),
+    ]
+    for number, (ranks, layout) in enumerate(layouts):
+        resumed = back_to_step_4(run, tmp_path / f"resumed-{number}")
+        ranks.run(run_case, settings(shards, resumed, *MORE, *layout))
+        losses = metrics(resumed, "train/loss")
+        assert losses.keys() == expected.keys()
+        assert max(abs(losses[step] - expected[step]) for step in expected) < 2e-5
+
+
+@pytest.fixture(scope="module")
+def finished_run(one_rank: Ranks, sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run") / "run"
+    one_rank.run(run_case, settings(sample_folder / "shards", run, *MORE, "checkpoint.keep_last=1"))
+    return run
+
+
+def test_saved_state_has_transformers_names_in_fp32(finished_run: Path) -> None:
+    checkpoint = latest_checkpoint(finished_run)
+    assert checkpoint is not None
+    config = DecoderConfig(**read_state(checkpoint)["model"])
+    expected = BioGptForCausalLM(BioGptConfig(**hf_config(config))).state_dict()
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        tensors = load_file(checkpoint / f"{kind}.safetensors")
+        assert {name: tensor.shape for name, tensor in tensors.items()} == {
+            name: tensor.shape for name, tensor in expected.items() if name != "output_projection.weight"
+        }
+        assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float32"}
+        assert any(tensor.any() for tensor in tensors.values())
+
+
+def test_old_checkpoints_are_removed_by_keep_last(finished_run: Path) -> None:
+    assert [path.name for path in (finished_run / "checkpoints").iterdir()] == ["step-0000008"]
+    assert (finished_run / "latest").read_text() == "step-0000008"
+
+
+def test_a_changed_byte_is_found_and_the_file_named(finished_run: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "exp_avg_sq.safetensors", "state.json"):
+        copy = tmp_path / name
+        shutil.copytree(finished_run / "checkpoints" / "step-0000008", copy)
+        verify_checkpoint(copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            verify_checkpoint(copy)
+
+
+def test_a_checkpoint_cut_short_is_never_pointed_at(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    writer = CheckpointWriter(run, 12)
+    writer.add("model", read_tensors(run / "checkpoints" / "step-0000008", "model"))
+    # Killed here: what is there has no manifest and is not the newest checkpoint.
+    assert latest_checkpoint(run) == run / "checkpoints" / "step-0000008"
+    again = CheckpointWriter(run, 12)
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        again.add(kind, read_tensors(run / "checkpoints" / "step-0000008", kind))
+    again.finish({"step": 12}, keep_last=1)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000012"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.hidden_size=64", "model hidden_size = 32, the recipe 64"),
+        ("model.num_hidden_layers=3", "model num_hidden_layers = 2, the recipe 3"),
+        ("train.seed=5", "seed = 1, the recipe 5"),
+        ("train.global_batch_tokens=2048", "data global_batch_tokens = 1024, the recipe 2048"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(
+    finished_run: Path, sample_folder: Path, change: str, message: str
+) -> None:
+    recipe = load_recipe("tiny", settings(sample_folder / "shards", finished_run, *MORE, change))
+    vocabulary = read_manifest(sample_folder / "shards", "shards")["counts"]["vocabulary"]
+    with pytest.raises(UserError) as caught:
+        check_resume(finished_run, recipe.decoder_config(vocabulary), data_identity(recipe))
+    assert message in str(caught.value) and str(finished_run) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_finished_run_stays_as_it_is(one_rank: Ranks, sample_folder: Path, finished_run: Path) -> None:
+    before: dict[str, Any] = {str(path): path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
+    losses = metrics(finished_run, "train/loss")
+    one_rank.run(run_case, settings(sample_folder / "shards", finished_run, *MORE, "checkpoint.keep_last=1"))
+    assert {str(path): path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")} == before
+    assert metrics(finished_run, "train/loss") == losses

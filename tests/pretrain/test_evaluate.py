@@ -1,0 +1,55 @@
+"""The held-out loss against a plain count over the stream."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.blocks import TokenStream
+from data.files import read_manifest
+from model.decoder import Decoder
+from pretrain.evaluate import held_out_loss
+from pretrain.recipe import load_recipe
+from tests.pretrain.runs import settings
+from tests.ranks import Ranks
+
+
+def evaluate_case(shards: Path, max_blocks: int) -> tuple[dict[str, float], float, int]:
+    """The result, and the same loss counted plainly: token by token over the stream, one block at a time."""
+    manifest = read_manifest(shards, "shards")
+    stream = TokenStream(shards, manifest, "validation")
+    recipe = load_recipe("tiny", settings(shards, shards))
+    torch.manual_seed(3)
+    decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"])).eval()
+    result = held_out_loss(decoder, stream, 64, 5, torch.device("cpu"), max_blocks)
+
+    tokens = stream.read(0, len(stream)).tolist()[: max_blocks * 64 or None]
+    total = 0.0
+    for start in range(0, len(tokens), 64):
+        block = tokens[start : start + 64]
+        before = [tokens[start - 1] if start else 2, *block[:-1]]
+        log_probabilities = decoder(torch.tensor([before])).log_softmax(-1)[0]
+        total -= sum(log_probabilities[position, token].item() for position, token in enumerate(block))
+    return result, total / len(tokens), len(tokens)
+
+
+@pytest.mark.parametrize("max_blocks", [0, 7])
+def test_held_out_loss_on_one_and_two_ranks(
+    max_blocks: int, one_rank: Ranks, two_ranks: Ranks, sample_folder: Path
+) -> None:
+    for ranks in (one_rank, two_ranks):
+        for result, expected, tokens in ranks.run(evaluate_case, sample_folder / "shards", max_blocks):
+            assert result["tokens"] == tokens
+            assert result["loss"] == pytest.approx(expected, rel=1e-6)
+            assert result["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+def test_bits_per_byte_count_the_text_of_the_split(one_rank: Ranks, sample_folder: Path) -> None:
+    """All bits of the split over all UTF-8 bytes of its texts, read from the corpus itself."""
+    import pyarrow.parquet as pq
+
+    texts = pq.read_table(sample_folder / "corpus" / "validation-00000.parquet")["text"].to_pylist()
+    result, loss, tokens = one_rank.run(evaluate_case, sample_folder / "shards", 0)[0]
+    bits = loss * tokens / math.log(2)
+    assert result["bits_per_byte"] == pytest.approx(bits / sum(len(text.encode()) for text in texts), rel=1e-6)

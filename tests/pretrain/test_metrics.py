@@ -1,0 +1,57 @@
+"""What a run reports: figures of speed, metrics.jsonl and TensorBoard over a resume."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain.metrics import Metrics, flops_per_token
+from pretrain.recipe import load_recipe
+
+
+def test_flops_of_biogpt_are_the_published_figure() -> None:
+    recipe = load_recipe("biogpt")
+    assert flops_per_token(recipe.decoder_config(42_384), 1024) == pytest.approx(2.383e9, rel=1e-3)
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars("train/loss")]
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    first = Metrics(tmp_path, 0, 10)
+    for step in range(1, 6):
+        first.write(step, {"train/loss": float(step)})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "train/lo')  # a line that a kill cut short
+    second = Metrics(tmp_path, 3, 10)
+    for step in range(4, 7):
+        second.write(step, {"train/loss": 10.0 * step})
+    second.close()
+    expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines] == expected
+    assert curve(tmp_path) == expected
+
+
+def test_a_new_run_in_an_old_folder_starts_an_empty_record(tmp_path: Path) -> None:
+    """A run killed before its first checkpoint begins again."""
+    for _ in range(2):
+        metrics = Metrics(tmp_path, 0, 10)
+        metrics.write(0, {"validation/loss": 9.0})
+        metrics.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_progress_lines_are_plain_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics(tmp_path, 0, 10)
+    metrics.line(5, "loss 1.0", passing=True)
+    metrics.close()
+    out = capsys.readouterr().out
+    assert out.startswith("step 5/10  loss 1.0") and "\x1b" not in out and out.endswith("\n")

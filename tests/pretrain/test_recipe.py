@@ -1,0 +1,101 @@
+"""Recipes: what is read, what is refused and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from data.files import UserError
+from pretrain.recipe import bundled_recipes, check_inputs, load_recipe, write_recipe
+
+
+def test_the_biogpt_recipe_is_the_published_one() -> None:
+    recipe = load_recipe("biogpt")
+    assert recipe.decoder_config(42_384).parameter_count() == 346_763_264
+    assert (recipe.context_length(), recipe.train.global_batch_tokens) == (1024, 524_288)
+    assert (recipe.train.steps, recipe.schedule.warmup_steps, recipe.optimizer.learning_rate) == (200_000, 20_000, 2e-4)
+    assert recipe.optimizer.betas == (0.9, 0.98)
+    # "1024 tokens x 8 GPUs x 64 accumulation": the same global batch, whatever the micro-batch.
+    assert recipe.gradient_accumulation_steps(8) * 8 * recipe.train.micro_batch_size == 8 * 64
+
+
+@pytest.mark.parametrize(("name", "most_ranks"), [("tiny", 2), ("biogpt", 32), ("biogpt-large", 64)])
+def test_bundled_recipes_divide_over_their_ranks(name: str, most_ranks: int) -> None:
+    assert name in bundled_recipes()
+    recipe = load_recipe(name)
+    blocks = recipe.train.global_batch_tokens // recipe.context_length()
+    for ranks in (1, 2, most_ranks):
+        assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == blocks
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[model]\npreset = "tiny"\n[train]\nsteps = 5\nseed = 9\n')
+    recipe = load_recipe(str(path), ["train.steps=7", "train.run=my-run", "optimizer.betas=[0.8, 0.9]"])
+    assert (recipe.train.steps, recipe.train.seed, recipe.train.run) == (7, 9, "my-run")
+    assert recipe.optimizer.betas == (0.8, 0.9) and recipe.train.micro_batch_size == 8
+
+
+def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: Path) -> None:
+    recipe = load_recipe("biogpt", ["train.run=a-run", "data.shards=some/shards", "optimizer.epsilon=1e-8"])
+    write_recipe(recipe, tmp_path / "recipe.toml")
+    back = load_recipe(str(tmp_path / "recipe.toml"))
+    assert Path(back.train.run) == Path("a-run").resolve() and Path(back.data.shards).is_absolute()
+    different = {"train": {"run"}, "data": {"shards"}}
+    assert back.model_dump(exclude=different) == recipe.model_dump(exclude=different)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.step=5"], "unknown key train.step; did you mean train.steps?"),
+        (["trian.steps=5"], "unknown key trian; did you mean train?"),
+        (["optimizer.lr=1"], "unknown key optimizer.lr"),
+        (["train.steps=many"], "train.steps = 'many'"),
+        (["model.preset=huge"], "choose from tiny, biogpt, biogpt-large"),
+        (["train.precision=bf16", "deepspeed.stage=0"], "use deepspeed.stage=1"),
+        (["deepspeed.stage=4"], "deepspeed.stage = 4"),
+        (["train.context_length=4096"], "longer than the model's max_position_embeddings 128"),
+        (["model.hidden_size=30"], "not divisible by num_attention_heads"),
+        (["steps=4"], "not of the form section.key=value"),
+        (["train.steps"], "not of the form section.key=value"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("tiny", overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_reported_together() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("tiny", ["train.step=5", "train.seed=-1", "optimizer.learning_rate=0"])
+    assert all(key in str(caught.value) for key in ("train.step;", "train.seed = -1", "optimizer.learning_rate = 0"))
+
+
+@pytest.mark.parametrize(("content", "message"), [("[train\n", "not TOML"), ("train = 3\n", "train")])
+def test_a_damaged_recipe_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(path))
+    with pytest.raises(UserError, match="no such recipe file, nor a bundled recipe"):
+        load_recipe(str(tmp_path / "absent.toml"))
+
+
+def test_a_global_batch_that_does_not_divide_is_answered_with_one_that_does() -> None:
+    with pytest.raises(UserError, match="would") as caught:
+        load_recipe("tiny", ["train.global_batch_tokens=3968"]).gradient_accumulation_steps(3)
+    suggested = int(str(caught.value).split(";")[1].split()[0])
+    assert load_recipe("tiny", [f"train.global_batch_tokens={suggested}"]).gradient_accumulation_steps(3) >= 1
+    with pytest.raises(UserError, match="not a multiple of the context length 128"):
+        load_recipe("tiny", ["train.global_batch_tokens=1000"]).gradient_accumulation_steps(1)
+
+
+def test_inputs_that_do_not_fit_are_refused(sample_folder: Path, tmp_path: Path) -> None:
+    shards = sample_folder / "shards"
+    with pytest.raises(UserError, match=r"model\.vocab_size = 99: .*vocabulary of \d+; leave the key out"):
+        check_inputs(load_recipe("tiny", ["model.vocab_size=99", f"data.shards={shards}"]), 1)
+    with pytest.raises(UserError, match="no such folder; expected a shards folder"):
+        check_inputs(load_recipe("tiny", [f"data.shards={tmp_path / 'absent'}"]), 1)
+    with pytest.raises(UserError, match="is a corpus folder; expected a shards folder"):
+        check_inputs(load_recipe("tiny", [f"data.shards={sample_folder / 'corpus'}"]), 1)
