@@ -1,7 +1,6 @@
 """The main job on real PubMed records, in small, by the commands a user types; and the quickstart."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -67,4 +66,4 @@ def test_quickstart_learns_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "The role of" in first
     second = biogpt(tmp_path, "quickstart")
     assert second.splitlines()[-5:] == first.splitlines()[-5:]
-    assert os.listdir(tmp_path) == ["quickstart"]
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart"]

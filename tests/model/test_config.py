@@ -25,4 +25,4 @@ def test_presets_have_the_published_parameter_counts(preset: str, vocab_size: in
 )
 def test_a_bad_shape_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DecoderConfig(**({"vocab_size": 8} | PRESETS["tiny"] | change))
+        DecoderConfig(**(PRESETS["tiny"] | {"vocab_size": 8} | change))
