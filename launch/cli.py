@@ -1,6 +1,7 @@
 """The front door: `biogpt`. Each command imports what it needs when it runs, so that `--help` answers at once."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,22 +104,62 @@ def train(
 
     Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
     """
-    from pretrain.checkpoint import check_resume
+    from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.recipe import check_inputs, data_identity, load_recipe
 
     ranks = ranks or default_ranks()
     loaded = load_recipe(recipe, settings or [])
     manifest = check_inputs(loaded, ranks)
     config = loaded.decoder_config(manifest["counts"]["vocabulary"])
-    check_resume(Path(loaded.train.run), config, data_identity(loaded))
+    checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)  # the ranks do
+    check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, config, data_identity(loaded))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
-    status = subprocess.run(command, env=environment).returncode
+    status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
     if status:
         raise SystemExit(status)
-    print(f"{loaded.train.run}: {loaded.train.steps} steps done; next: biogpt export {loaded.train.run} --out hf/")
+    checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)
+    step = step_of(checkpoint) if checkpoint else 0
+    following = "biogpt export RUN --out hf/" if step >= loaded.train.steps else "the same command goes on"
+    print(f"{loaded.train.run}: step {step} of {loaded.train.steps}; next: {following}")
+
+
+def run_interruptible(command: list[str], environment: dict[str, str], stop_file: Path) -> int:
+    """Run a launcher in a process group of its own. The first Ctrl-C or SIGTERM writes the stop file, so that the run
+    saves and ends; the second kills the group. Returns the exit code."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def stop(number: int, _: object) -> None:
+        if stop_file.exists() or not stop_file.parent.exists():
+            os.killpg(process.pid, signal.SIGKILL)
+            raise SystemExit(128 + number)
+        stop_file.touch()
+        print("biogpt: stopping after this step; again to stop at once", file=sys.stderr, flush=True)
+
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@app.command()
+def checkpoints(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its sha256.")] = False,
+) -> None:
+    """List the checkpoints of a run: step, held-out loss, size, whether it is whole.
+
+    Example: `biogpt checkpoints run/ --verify`
+    """
+    from pretrain.checkpoint import describe_checkpoints
+
+    damaged = describe_checkpoints(run, verify)
+    if damaged:
+        raise UserError(f"{run}: {damaged} damaged; a run goes on from the newest whole one")
 
 
 def default_ranks() -> int:

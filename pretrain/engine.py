@@ -6,6 +6,7 @@ Nothing else in the project knows DeepSpeed's inside. On a machine without a GPU
 import contextlib
 import io
 import logging
+import math
 import os
 import socket
 import warnings
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data.files import UserError
 from model.decoder import Decoder, DecoderLayer
 from pretrain.recipe import Recipe, deepspeed_config
 
@@ -22,6 +24,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
@@ -53,7 +56,14 @@ def init_distributed() -> torch.device:
         # DeepSpeed's shared-memory collective would be compiled now, which needs g++ and ninja, and takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         device, backend = torch.device("cpu"), "gloo"
-    if not dist.is_initialized():
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if restarts and not dist.is_initialized():
+        # torchrun --max-restarts keeps its store: without a prefix ranks meet the addresses of the dead (torch 2.13).
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = dist.PrefixStore(f"restart-{restarts}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+    if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return device
 
@@ -67,8 +77,15 @@ def free_port() -> int:
 
 def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, torch.optim.Optimizer]:
     """The decoder and AdamW under DeepSpeed. The learning rate is set by the loop before each step."""
+    everything = list(decoder.parameters())
+    groups: list[dict[str, Any]] = [{"params": everything}]
+    if not recipe.optimizer.decay_biases_and_norms:
+        groups = [
+            {"params": [parameter for parameter in everything if parameter.dim() > 1]},
+            {"params": [parameter for parameter in everything if parameter.dim() < 2], "weight_decay": 0.0},
+        ]
     optimizer = torch.optim.AdamW(
-        decoder.parameters(),
+        groups,
         lr=recipe.optimizer.learning_rate,
         betas=recipe.optimizer.betas,
         eps=recipe.optimizer.epsilon,
@@ -78,6 +95,8 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
     if recipe.deepspeed.stage == 3:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
         set_z3_leaf_modules(decoder, [DecoderLayer])
+    if recipe.train.precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise UserError('train.precision = "fp16": this device does not support it; use bf16 or fp32')
     config = deepspeed_config(recipe, ranks)
     with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use, unasked
         engine, *_ = deepspeed.initialize(model=decoder, optimizer=optimizer, config=config, dist_init_required=False)
@@ -90,10 +109,25 @@ def set_learning_rate(engine: Engine, rate: float) -> None:
         group["lr"] = rate
 
 
-def gradient_norm(engine: Engine) -> float:
-    """Norm of the global batch's gradients before clipping, after `engine.step()`; nan where DeepSpeed has none."""
-    norm = engine.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm)
+def finish_step(engine: Engine) -> tuple[float, bool]:
+    """`engine.step()` of the last micro-batch: the gradients' norm before clipping, and whether weights moved.
+
+    DeepSpeed leaves a step out at stages 1 to 3 where a gradient is not finite. At stage 0 in fp32 it would apply it,
+    so there the reduced gradients, which are the same on every rank, are looked at first.
+    """
+    if engine.zero_optimization_stage() > 0:
+        engine.step()
+        norm = engine.get_global_grad_norm()
+        return (float("nan") if norm is None else float(norm)), engine.was_step_applied()
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm):
+        engine.step()
+        return norm, True
+    update, engine.optimizer.step = engine.optimizer.step, lambda: None
+    engine.step()  # counts the step and clears the gradients
+    engine.optimizer.step = update
+    return norm, False
 
 
 def gather_state(engine: Engine, optimizer: torch.optim.Optimizer, kind: str) -> dict[str, Tensor]:
@@ -103,7 +137,9 @@ def gather_state(engine: Engine, optimizer: torch.optim.Optimizer, kind: str) ->
     """
     gathered = {}
     for name, parameter in engine.module.named_parameters():
-        if engine.zero_optimization_stage() == 0:
+        if kind != "model" and not optimizer.state:  # every step so far was skipped
+            value = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
+        elif engine.zero_optimization_stage() == 0:
             value = parameter.detach() if kind == "model" else optimizer.state[parameter][kind]
         elif kind == "model":
             value = safe_get_full_fp32_param(parameter)
@@ -119,10 +155,12 @@ def restore_state(
     engine: Engine,
     optimizer: torch.optim.Optimizer,
     state: dict[str, dict[str, Tensor]],
-    step: int,
+    updates: int,
     device: torch.device,
 ) -> None:
-    """Put fp32 weights, Adam's moments (by kind, then by our names; whole, on every rank) and step into the engine.
+    """Put fp32 weights, Adam's moments (by kind, then by our names; whole, on every rank) into the engine.
+
+    updates: Adam's count of steps, for its bias correction.
 
     The weights have to be in the decoder before `build_engine` too: the working weights in bf16 are made there, and
     the fp32 masters from those. DeepSpeed makes the moments at the first step, so one is taken at learning rate 0,
@@ -143,4 +181,16 @@ def restore_state(
             else:
                 optimizer.state[parameter][kind].copy_(value)
     for moments in optimizer.state.values():
-        moments["step"].fill_(float(step))
+        moments["step"].fill_(float(updates))
+
+
+def loss_scale(engine: Engine) -> dict[str, float]:
+    """State of fp16's dynamic loss scaling; empty in other precisions."""
+    scaler = vars(getattr(engine.optimizer, "loss_scaler", object)) if engine.fp16_enabled() else {}
+    return {name: value for name, value in scaler.items() if type(value) in (int, float)}
+
+
+def restore_loss_scale(engine: Engine, state: dict[str, float]) -> None:
+    """Put back what `loss_scale` gave."""
+    for name, value in state.items():
+        setattr(engine.optimizer.loss_scaler, name, value)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.blocks import IGNORED, TokenStream, held_out_batch
+from pretrain.metrics import Reporter
+from pretrain.run import Observer, Run
 
 NegativeLogLikelihood = Callable[[Tensor, Tensor], Tensor]
 """(inputs (B, T), targets (B, T)) -> summed negative log-likelihood in nats."""
@@ -48,3 +50,47 @@ def held_out_loss(
         "bits_per_byte": bits_per_token * tokens_per_byte,
         "tokens": tokens,
     }
+
+
+def evaluate_run(run: Run, max_blocks: int) -> dict[str, Any]:
+    """The held-out loss of a run's weights as they are. Moves no state of the run."""
+    run.engine.eval()
+    return held_out_loss(
+        run.engine,
+        run.validation,
+        run.recipe.context_length(),
+        run.recipe.train.micro_batch_size,
+        run.device,
+        max_blocks,
+    )
+
+
+class Evaluator(Observer):
+    """Evaluates at step 0, every n-th step, before each checkpoint and at the end."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def begin(self, run: Run) -> None:
+        """The point of the curve at step 0; a resumed run has its own."""
+        self._evaluate(run)
+
+    def after_step(self, run: Run, report: dict[str, Any]) -> None:
+        """Where it is due."""
+        recipe = run.recipe
+        if run.ending or not run.step % recipe.evaluate.every_steps or not run.step % recipe.checkpoint.every_steps:
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
+        if run.held_out.get("step") == run.step:
+            return
+        result = evaluate_run(run, run.recipe.evaluate.max_blocks)
+        run.held_out = {"step": run.step, **result}
+        if not run.best or result["loss"] < run.best["loss"]:
+            run.best = run.held_out
+        self._reporter.say(
+            run,
+            f"held-out loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}"
+            f"  bits per byte {result['bits_per_byte']:.4f}",
+            **{f"validation__{name}": value for name, value in result.items()},
+        )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from data.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES
 from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.hf import hf_config, to_hf
-from pretrain.checkpoint import latest_checkpoint, read_state, read_tensors, verify_checkpoint
+from pretrain.checkpoint import newest_checkpoint, read_state, read_tensors
 from pretrain.evaluate import NegativeLogLikelihood, held_out_loss
 from pretrain.recipe import Recipe, load_recipe
 
-LOSS_BOUND = {"fp32": 1e-4, "bf16": 2e-2}
+LOSS_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """How far the export's held-out loss, in fp32, may be from the run's, in its own precision, in nats a token."""
 LOGITS_BOUND = 1e-4
 
@@ -30,10 +31,11 @@ def load_run(run: Path) -> tuple[Recipe, Path, dict[str, Any]]:
     """Recipe, newest checkpoint (verified) and its state. UserError where the folder is no run or has none."""
     if not (run / "recipe.toml").is_file():
         raise UserError(f"{run}: not a run folder (no recipe.toml)")
-    checkpoint = latest_checkpoint(run)
+    checkpoint, faults = newest_checkpoint(run)
+    for fault in faults:
+        print(f"biogpt: warning: {fault}; taking an older checkpoint", file=sys.stderr)
     if checkpoint is None:
         raise UserError(f"{run}: has no checkpoint yet")
-    verify_checkpoint(checkpoint)
     return load_recipe(str(run / "recipe.toml")), checkpoint, read_state(checkpoint)
 
 

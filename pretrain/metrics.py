@@ -1,8 +1,12 @@
 """What a run reports: `metrics.jsonl`, TensorBoard and the progress line. Rank 0 only."""
 
 import json
+import math
+import statistics
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.files import whole_file
 from model.config import DecoderConfig
+from pretrain.run import Observer, Run
 
+SPIKE_WINDOW = 100  # steps
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
 
@@ -61,7 +67,68 @@ class Metrics:
 
     def close(self) -> None:
         """Flush everything."""
-        if self._terminal:
-            print(flush=True)
         self._stream.close()
         self._board.close()
+
+
+class Reporter(Observer):
+    """Reports the steps of a run and warns of spikes. Its `metrics` are what other observers report through."""
+
+    def __init__(self, run: Run) -> None:
+        self.metrics = Metrics(run.folder, run.step, run.recipe.train.steps) if run.rank == 0 else None
+        self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self._since, self._tokens = time.monotonic(), 0
+
+    def begin(self, run: Run) -> None:
+        """The first line."""
+        begun = f"resumed from {run.resumed_from}" if run.resumed_from else "new run"
+        self.say(
+            run,
+            f"{begun}: {run.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"
+            f" {run.recipe.train.precision}, {run.ranks} ranks",
+        )
+
+    def say(self, run: Run, text: str, passing: bool = False, **values: float) -> None:
+        """A line, and the finite values to record for this step; nothing on other ranks than 0."""
+        if self.metrics:
+            finite = {name.replace("__", "/"): value for name, value in values.items() if math.isfinite(value)}
+            if finite:
+                self.metrics.write(run.step, finite)
+            self.metrics.line(run.step, text, passing)
+
+    def after_step(self, run: Run, report: dict[str, Any]) -> None:
+        """Record every n-th step; speak at once of a skipped step and of a spike."""
+        loss = report["loss"]
+        self._tokens += run.recipe.train.global_batch_tokens
+        if not report["applied"]:
+            self.say(run, f"warning: skipped, a gradient is not finite (blocks {report['blocks']}, loss {loss:.4f})")
+        elif len(self._recent) == SPIKE_WINDOW and loss > spike_bound(self._recent):
+            self.say(run, f"warning: loss {loss:.4f} is a spike over {statistics.fmean(self._recent):.4f}")
+        if math.isfinite(loss):
+            self._recent.append(loss)
+        if run.ending or run.step % run.recipe.log.every_steps == 0:
+            self._report(run, report)
+
+    def _report(self, run: Run, report: dict[str, Any]) -> None:
+        speed = self._tokens / (time.monotonic() - self._since)
+        self._since, self._tokens = time.monotonic(), 0
+        values = {f"train__{name}": report[name] for name in ("loss", "learning_rate", "gradient_norm")}
+        values |= {"train__tokens_per_second": speed, "train__skipped_steps": run.skipped}
+        text = f"loss {report['loss']:.4f}  lr {report['learning_rate']:.2e}  {speed:,.0f} tokens/s"
+        peak = peak_flops()
+        if peak:
+            mfu = speed * flops_per_token(run.config, run.recipe.context_length()) / (peak * run.ranks)
+            values["train__mfu"] = mfu
+            text += f"  MFU {mfu:.1%}"
+        self.say(run, text, passing=not run.ending, **values)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.metrics:
+            self.metrics.close()
+
+
+def spike_bound(recent: Iterable[float]) -> float:
+    """Above this a loss is a spike: six standard deviations over the mean of the recent ones, 0.1 nats at least."""
+    losses = list(recent)
+    return statistics.fmean(losses) + max(6 * statistics.pstdev(losses), 0.1)

@@ -47,6 +47,8 @@ class ModelSection(Section):
 class DataSection(Section):
     shards: str = "shards"
     """Folder written by `biogpt shards`."""
+    allow_other: bool = False
+    """Go on with other shards than the run began with; otherwise that is refused."""
 
 
 class TrainSection(Section):
@@ -60,8 +62,12 @@ class TrainSection(Section):
     """Tokens of a block; default: the model's max_position_embeddings."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Blocks that one rank runs at once."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     seed: int = Field(default=1, ge=0)
+    stop_after_minutes: float = Field(default=0.0, ge=0)
+    """Stop with a checkpoint after so long, counted from this start; 0: never."""
+    max_skipped_steps: int = Field(default=10, ge=1)
+    """So many steps in a row with gradients that are not finite end the run with an explanation."""
 
 
 class OptimizerSection(Section):
@@ -72,12 +78,20 @@ class OptimizerSection(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     gradient_clipping: float = Field(default=0.0, ge=0)
     """Largest norm of the gradient; 0: none."""
+    decay_biases_and_norms: bool = True
+    """BioGPT decays every parameter; false leaves out those of one dimension."""
 
 
 class ScheduleSection(Section):
-    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    kind: Literal["inverse_sqrt", "linear", "cosine", "wsd"] = "inverse_sqrt"
+    """inverse_sqrt is BioGPT's; wsd: warm-up, stable, then decay_steps of linear decay."""
     warmup_steps: int = Field(default=20_000, ge=0)
     initial_learning_rate: float = Field(default=1e-7, ge=0)
+    """Where the warm-up starts."""
+    final_learning_rate: float = Field(default=0.0, ge=0)
+    """Where linear, cosine and wsd end, at train.steps."""
+    decay_steps: int = Field(default=0, ge=0)
+    """Steps of wsd's decay."""
 
 
 class DeepSpeedSection(Section):
@@ -90,6 +104,11 @@ class DeepSpeedSection(Section):
 class CheckpointSection(Section):
     every_steps: int = Field(default=1_000, ge=1)
     keep_last: int = Field(default=3, ge=1)
+    """The newest so many stay."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Those of every so many steps stay too; 0: none."""
+    keep_best: bool = True
+    """The one with the lowest held-out loss stays too."""
 
 
 class EvaluateSection(Section):
@@ -202,8 +221,18 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
     if recipe.deepspeed.stage == 0 and recipe.train.precision != "fp32":
         raise UserError(
-            f"{source}: deepspeed.stage = 0 with train.precision = {recipe.train.precision!r}: DeepSpeed has no fp32"
+            f"{source}: deepspeed.stage = 0 with train.precision = {recipe.train.precision!r}: DeepSpeed keeps no fp32"
             " accumulation there; use deepspeed.stage=1, or train.precision=fp32"
+        )
+    if recipe.schedule.kind == "wsd" and not recipe.schedule.decay_steps:
+        raise UserError(f'{source}: schedule.kind = "wsd" needs schedule.decay_steps')
+    if (
+        recipe.schedule.warmup_steps + recipe.schedule.decay_steps > recipe.train.steps
+        and recipe.schedule.kind == "wsd"
+    ):
+        raise UserError(
+            f"{source}: schedule.warmup_steps {recipe.schedule.warmup_steps} and schedule.decay_steps"
+            f" {recipe.schedule.decay_steps} are more than train.steps {recipe.train.steps}"
         )
     limit = recipe._shape()["max_position_embeddings"]
     if recipe.context_length() > limit:
@@ -250,6 +279,7 @@ def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optimizer.gradient_clipping,
         "bf16.enabled": recipe.train.precision == "bf16",
+        "fp16.enabled": recipe.train.precision == "fp16",
         "zero_optimization.stage": recipe.deepspeed.stage,
     }
     if "optimizer" in config or "scheduler" in config:

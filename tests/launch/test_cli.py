@@ -13,7 +13,18 @@ from data.files import UserError
 from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
-COMMANDS = ("sample", "corpus", "tokenizer", "shards", "train", "evaluate", "export", "generate", "quickstart")
+COMMANDS = (
+    "sample",
+    "corpus",
+    "tokenizer",
+    "shards",
+    "train",
+    "checkpoints",
+    "evaluate",
+    "export",
+    "generate",
+    "quickstart",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -97,9 +108,9 @@ def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     recipe = load_recipe("tiny", settings)
     vocabulary = json.loads((sample_folder / "shards" / "manifest.json").read_text())["counts"]["vocabulary"]
     model = vars(recipe.decoder_config(vocabulary)) | {"num_hidden_layers": 9}
-    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": data_identity(recipe)}, 1)
+    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": data_identity(recipe)})
     line = mistake(["train", "tiny", *settings], capsys, monkeypatch)
-    assert "step-0000005: has model num_hidden_layers = 9, the recipe 4" in line
+    assert "step-0000005: has model num_hidden_layers = 9, this run 4" in line
 
 
 def test_damaged_stages_are_named(

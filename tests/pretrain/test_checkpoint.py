@@ -13,8 +13,9 @@ from model.config import DecoderConfig
 from model.hf import hf_config
 from pretrain.checkpoint import (
     CheckpointWriter,
-    check_resume,
-    latest_checkpoint,
+    check_state,
+    newest_checkpoint,
+    prune,
     read_state,
     read_tensors,
     verify_checkpoint,
@@ -83,7 +84,7 @@ def finished_run(one_rank: Ranks, sample_folder: Path, tmp_path_factory: pytest.
 
 
 def test_saved_state_has_transformers_names_in_fp32(finished_run: Path) -> None:
-    checkpoint = latest_checkpoint(finished_run)
+    checkpoint, _ = newest_checkpoint(finished_run)
     assert checkpoint is not None
     config = DecoderConfig(**read_state(checkpoint)["model"])
     expected = BioGptForCausalLM(BioGptConfig(**hf_config(config))).state_dict()
@@ -119,21 +120,22 @@ def test_a_checkpoint_cut_short_is_never_pointed_at(finished_run: Path, tmp_path
     writer = CheckpointWriter(run, 12)
     writer.add("model", read_tensors(run / "checkpoints" / "step-0000008", "model"))
     # Killed here: what is there has no manifest and is not the newest checkpoint.
-    assert latest_checkpoint(run) == run / "checkpoints" / "step-0000008"
+    assert newest_checkpoint(run) == (run / "checkpoints" / "step-0000008", [])
     again = CheckpointWriter(run, 12)
     for kind in ("model", "exp_avg", "exp_avg_sq"):
         again.add(kind, read_tensors(run / "checkpoints" / "step-0000008", kind))
-    again.finish({"step": 12}, keep_last=1)
+    again.finish({"step": 12})
+    prune(run, keep_last=1, keep_every_steps=0, keep_best=False)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000012"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("model.hidden_size=64", "model hidden_size = 32, the recipe 64"),
-        ("model.num_hidden_layers=3", "model num_hidden_layers = 2, the recipe 3"),
-        ("train.seed=5", "seed = 1, the recipe 5"),
-        ("train.global_batch_tokens=2048", "data global_batch_tokens = 1024, the recipe 2048"),
+        ("model.hidden_size=64", "model hidden_size = 32, this run 64"),
+        ("model.num_hidden_layers=3", "model num_hidden_layers = 2, this run 3"),
+        ("train.seed=5", "seed = 1, this run 5"),
+        ("train.global_batch_tokens=2048", "data global_batch_tokens = 1024, this run 2048"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(
@@ -141,8 +143,11 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(
 ) -> None:
     recipe = load_recipe("tiny", settings(sample_folder / "shards", finished_run, *MORE, change))
     vocabulary = read_manifest(sample_folder / "shards", "shards")["counts"]["vocabulary"]
+    checkpoint, _ = newest_checkpoint(finished_run)
+    assert checkpoint is not None
+    state = read_state(checkpoint)
     with pytest.raises(UserError) as caught:
-        check_resume(finished_run, recipe.decoder_config(vocabulary), data_identity(recipe))
+        check_state(checkpoint, state, recipe, recipe.decoder_config(vocabulary), data_identity(recipe))
     assert message in str(caught.value) and str(finished_run) in str(caught.value) and "\n" not in str(caught.value)
 
 

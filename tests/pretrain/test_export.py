@@ -14,7 +14,7 @@ import pretrain.export as exports
 from data.blocks import TokenStream
 from data.files import UserError, read_manifest
 from data.tokenizer import Tokenizer
-from pretrain.checkpoint import latest_checkpoint
+from pretrain.checkpoint import newest_checkpoint
 from pretrain.export import evaluate_folder, export, generate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
@@ -111,7 +111,7 @@ def test_a_wrong_map_of_weights_is_found_and_nothing_appears(
 
 
 def test_a_loss_that_was_not_recorded_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = exports.read_state(latest_checkpoint(run) or tmp_path)
+    state = exports.read_state(newest_checkpoint(run)[0] or tmp_path)
     state["held_out"]["loss"] += 2e-4
     monkeypatch.setattr(exports, "read_state", lambda _: state)
     with pytest.raises(RuntimeError, match="held-out loss is"):

@@ -1,6 +1,10 @@
 """Learning rates against fairseq's own stepwise computation."""
 
+import itertools
+
 import pytest
+import torch
+from transformers import get_scheduler
 
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
@@ -23,3 +27,40 @@ def test_inverse_sqrt_is_fairseqs() -> None:
 def test_without_warmup_the_first_step_has_the_peak() -> None:
     recipe = load_recipe("tiny", ["schedule.warmup_steps=0", "optimizer.learning_rate=0.5"])
     assert learning_rate(recipe, 0) == learning_rate(recipe, 1) == 0.5
+
+
+def transformers_rates(name: str, warmup: int, steps: int, peak: float) -> list[float]:
+    """The rates of transformers' own scheduler, step by step."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=peak)
+    scheduler = get_scheduler(name, optimizer, warmup, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_linear_and_cosine_are_transformers(kind: str) -> None:
+    chosen = [f"schedule.kind={kind}", "train.steps=50", "schedule.warmup_steps=7", "schedule.initial_learning_rate=0"]
+    recipe = load_recipe("tiny", [*chosen, "optimizer.learning_rate=0.3"])
+    expected = transformers_rates(kind, 7, 50, 0.3)
+    assert [learning_rate(recipe, step) for step in range(50)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_wsd_is_stable_then_falls_to_the_final_rate() -> None:
+    chosen = ["schedule.kind=wsd", "train.steps=100", "schedule.warmup_steps=10", "schedule.decay_steps=20"]
+    recipe = load_recipe("tiny", [*chosen, "optimizer.learning_rate=1.0", "schedule.final_learning_rate=0.1"])
+    rates = [learning_rate(recipe, step) for step in range(101)]
+    assert rates[10:81] == [1.0] * 71
+    assert rates[90] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert all(one < other for one, other in itertools.pairwise(rates[:11]))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
+def test_every_schedule_ends_at_its_final_rate(kind: str) -> None:
+    chosen = [f"schedule.kind={kind}", "schedule.decay_steps=5", "schedule.final_learning_rate=1e-4"]
+    recipe = load_recipe("tiny", chosen)
+    assert learning_rate(recipe, recipe.train.steps) == pytest.approx(1e-4)

@@ -1,0 +1,108 @@
+"""The observer that writes a run's checkpoints, and what ranks agree on when they load one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from data.files import UserError, write_json
+from pretrain import engine as engines
+from pretrain.checkpoint import (
+    KINDS,
+    OPTIMIZER,
+    CheckpointWriter,
+    newest_checkpoint,
+    prune,
+    read_state,
+    space_fault,
+)
+from pretrain.evaluate import evaluate_run
+from pretrain.metrics import Reporter
+from pretrain.run import Observer, Run
+
+PROBE_BLOCKS = 8
+PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+"""How far the first loss after a resume may be from the recorded one, in nats: another layout sums in another order."""
+
+
+def agree(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint and its state, (None, {}) for a new run. Rank 0 looks, all ranks get the same."""
+    name, fault = "", ""
+    if dist.get_rank() == 0:
+        try:
+            found, faults = newest_checkpoint(folder)
+            name = found.name if found else ""
+            for damage in faults:
+                print(f"biogpt: warning: {damage}; going on from {name}", flush=True)
+        except UserError as error:
+            fault = str(error)
+    name, fault = agree((name, fault))
+    if fault:
+        raise UserError(fault)
+    checkpoint = folder / "checkpoints" / name if name else None
+    return checkpoint, read_state(checkpoint) if checkpoint else {}
+
+
+class Saver(Observer):
+    """Writes a checkpoint every n-th step and at the end; keeps and removes by rule."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def begin(self, run: Run) -> None:
+        """The first loss after a resume against the one that was recorded."""
+        if run.recorded_probe is None:
+            return
+        found = evaluate_run(run, PROBE_BLOCKS)["loss"]
+        if not abs(found - run.recorded_probe) <= PROBE_BOUND[run.recipe.train.precision]:
+            raise RuntimeError(
+                f"the first loss after the resume from {run.resumed_from} is {found:.6f}, recorded was"
+                f" {run.recorded_probe:.6f}: the weights did not come back"
+            )
+
+    def after_step(self, run: Run, report: dict[str, Any]) -> None:
+        """Save where it is due. Where the disk has no room the run goes on, unless this was its last step."""
+        if not run.ending and run.step % run.recipe.checkpoint.every_steps:
+            return
+        fault = agree(space_fault(run.folder, run.config) if run.rank == 0 else "")
+        if not fault:
+            self._save(run)
+        elif run.ending:
+            raise UserError(f"{fault}; step {run.step} is not saved, {run.folder / 'latest'} names the last checkpoint")
+        else:
+            self._reporter.say(run, f"warning: no checkpoint: {fault}")
+
+    def _save(self, run: Run) -> None:
+        """Every rank takes part in gathering the state, rank 0 writes."""
+        probe = evaluate_run(run, PROBE_BLOCKS)["loss"]
+        writer = CheckpointWriter(run.folder, run.step) if run.rank == 0 else None
+        for kind in KINDS:
+            tensors = engines.gather_state(run.engine, run.optimizer, kind)
+            if writer:
+                writer.add(kind, tensors)
+        if writer:
+            state = {
+                "step": run.step,
+                "skipped": run.skipped,
+                "held_out": run.held_out,
+                "best": run.best,
+                "probe": probe,
+                "precision": run.recipe.train.precision,
+                "loss_scale": engines.loss_scale(run.engine),
+                "optimizer": {"kind": OPTIMIZER},
+                "model": vars(run.config),
+                "data": run.data,
+            }
+            path = writer.finish(state)
+            write_json(run.folder / "manifest.json", {"kind": "run", "version": 1, **state})
+            keep = run.recipe.checkpoint
+            prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
+            self._reporter.say(run, f"checkpoint {path}")
+        dist.barrier()

@@ -1,0 +1,202 @@
+"""Saving by rule, falling back from damage, refusing what does not fit."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.files import UserError
+from pretrain.checkpoint import CheckpointWriter, list_checkpoints, newest_checkpoint, prune, step_of
+from pretrain.recipe import load_recipe
+from tests.pretrain.runs import metrics, run_case, settings
+from tests.ranks import Ranks
+
+MORE = ["train.steps=9", "checkpoint.every_steps=3", "checkpoint.keep_last=3", "evaluate.max_blocks=4"]
+
+
+@pytest.fixture(scope="module")
+def run(two_ranks: Ranks, sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saver") / "run"
+    two_ranks.run(run_case, settings(sample_folder / "shards", folder, *MORE))
+    return folder
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    run: Path, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """One flipped byte in any file, a missing file, a missing folder: the run ends as it did."""
+    names = [path.name for path in (run / "checkpoints" / "step-0000009").iterdir()]
+    assert len(names) == 5
+    for damage in [*names, "missing file", "missing folder"]:
+        copy = tmp_path / damage.replace(" ", "-")
+        shutil.copytree(run, copy)
+        newest = copy / "checkpoints" / "step-0000009"
+        if damage == "missing folder":
+            shutil.rmtree(newest)
+        elif damage == "missing file":
+            (newest / "exp_avg.safetensors").unlink()
+        else:
+            content = bytearray((newest / damage).read_bytes())
+            content[len(content) // 3] ^= 4
+            (newest / damage).write_bytes(content)
+        checkpoint, faults = newest_checkpoint(copy)
+        assert checkpoint == copy / "checkpoints" / "step-0000006" and len(faults) == 1 and "step-0000009" in faults[0]
+    two_ranks.run(run_case, settings(sample_folder / "shards", copy, *MORE))
+    assert metrics(copy, "train/loss") == metrics(run, "train/loss")
+    assert newest_checkpoint(copy) == (copy / "checkpoints" / "step-0000009", [])
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for checkpoint in list_checkpoints(tmp_path / "run"):
+        (checkpoint / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        newest_checkpoint(tmp_path / "run")
+
+
+def test_a_kill_between_any_two_files_leaves_a_checkpoint_that_loads(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rename, removal and creation of a folder while saving is made the last thing that happens."""
+    tensors = {kind: CheckpointTensors.of(run, kind) for kind in ("model", "exp_avg", "exp_avg_sq")}
+
+    class Killed(BaseException):
+        pass
+
+    def save(folder: Path) -> None:
+        writer = CheckpointWriter(folder, 12)
+        for kind, values in tensors.items():
+            writer.add(kind, values)
+        writer.finish({"step": 12, "held_out": {"loss": 1.0}})
+        prune(folder, keep_last=1, keep_every_steps=0, keep_best=False)
+
+    def count_down(original: Any, left: list[int]) -> Any:
+        def call(*arguments: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return original(*arguments, **more)
+
+        return call
+
+    survived = []
+    for calls in range(100):
+        copy = tmp_path / str(calls)
+        shutil.copytree(run, copy)
+        left = [calls]
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "replace"), (Path, "mkdir"), (Path, "unlink"), (shutil, "rmtree")):
+                patch.setattr(owner, name, count_down(getattr(owner, name), left))
+            try:
+                save(copy)
+                finished = True
+            except Killed:
+                finished = False
+        checkpoint, faults = newest_checkpoint(copy)
+        assert checkpoint and not faults and step_of(checkpoint) in (9, 12)
+        survived.append(step_of(checkpoint))
+        if finished:
+            break
+    print(f"killed before each of {len(survived) - 1} file operations: newest checkpoints {survived}")
+    assert survived[-1] == 12 and survived.count(9) > 5 and len(list_checkpoints(copy)) == 1
+
+
+class CheckpointTensors:
+    """Tensors of a checkpoint of a run."""
+
+    @staticmethod
+    def of(run: Path, kind: str) -> Any:
+        from pretrain.checkpoint import read_tensors
+
+        return read_tensors(run / "checkpoints" / "step-0000009", kind)
+
+
+def test_checkpoints_are_kept_by_rule(tmp_path: Path) -> None:
+    losses = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 3.6, 12: 3.7}
+    for step, loss in losses.items():
+        CheckpointWriter(tmp_path, step).finish({"step": step, "held_out": {"loss": loss}})
+    prune(tmp_path, keep_last=2, keep_every_steps=6, keep_best=True)
+    assert [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path)] == [12, 10, 6, 4]
+    prune(tmp_path, keep_last=1, keep_every_steps=0, keep_best=False)
+    assert [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path)] == [12]
+
+
+def full_disk_case(chosen: list[str], free_after: int) -> str:
+    """A run on a disk that is full after some looks at it."""
+    looks = [0]
+
+    def disk_usage(_: object) -> Any:
+        looks[0] += 1
+        return namedtuple("usage", "total used free")(0, 0, 10**12 if looks[0] <= free_after else 1000)
+
+    before, shutil.disk_usage = shutil.disk_usage, disk_usage  # type: ignore[assignment]
+    try:
+        run_case(chosen)
+    except UserError as error:
+        return str(error)
+    finally:
+        shutil.disk_usage = before
+    return ""
+
+
+def test_a_disk_without_room_is_said_before_and_kept_whole_after(
+    two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    chosen = settings(sample_folder / "shards", tmp_path / "none", *MORE)
+    assert "a checkpoint takes" in two_ranks.run(full_disk_case, chosen, 0)[0]
+    assert not (tmp_path / "none").exists()
+    # Room for the checkpoint of step 3 only: that of step 6 is left out, the last one is an error that names it.
+    chosen = settings(sample_folder / "shards", tmp_path / "some", *MORE)
+    said = two_ranks.run(full_disk_case, chosen, 2)
+    assert all("step 9 is not saved" in text for text in said)
+    assert newest_checkpoint(tmp_path / "some") == (tmp_path / "some" / "checkpoints" / "step-0000003", [])
+
+
+def test_other_shards_are_refused_by_name_unless_allowed(
+    run: Path, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(sample_folder / "shards", tmp_path / "shards")
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    manifest["made_by"] = "somebody else"
+    (tmp_path / "shards" / "manifest.json").write_text(json.dumps(manifest))
+    chosen = settings(tmp_path / "shards", tmp_path / "run", *MORE, "train.steps=10")
+    said = two_ranks.run(refused_case, chosen)
+    assert all("has data shards = " in text and "data.allow_other=true" in text for text in said)
+    assert two_ranks.run(run_case, [*chosen, "data.allow_other=true"]) == [10, 10]
+
+
+def refused_case(chosen: list[str]) -> str:
+    try:
+        run_case(chosen)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_first_loss_other_than_recorded_is_an_error(
+    run: Path, one_rank: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """A state that loads but is not the one that was saved."""
+    shutil.copytree(run, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-0000009"
+    state = json.loads((newest / "state.json").read_text())
+    state["probe"] += 0.01
+    shutil.rmtree(newest)
+    writer = CheckpointWriter(tmp_path / "run", 9)
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        writer.add(kind, CheckpointTensors.of(run, kind))
+    writer.finish(state)
+    chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, "train.steps=10", "train.micro_batch_size=8")
+    with pytest.raises(AssertionError, match="the weights did not come back"):
+        one_rank.run(run_case, chosen)
+    state["probe"] -= 0.01
+    writer = CheckpointWriter(tmp_path / "run", 9)
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        writer.add(kind, CheckpointTensors.of(run, kind))
+    writer.finish(state)
+    assert one_rank.run(run_case, chosen) == [10]
+    assert load_recipe("tiny", chosen).train.steps == 10

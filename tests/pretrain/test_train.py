@@ -1,0 +1,147 @@
+"""The loop: gradients that are not finite, fp16, spikes, weight decay."""
+
+import contextlib
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from model.decoder import Decoder
+from pretrain.engine import build_engine, init_distributed, loss_scale
+from pretrain.metrics import spike_bound
+from pretrain.recipe import check_inputs, load_recipe
+from pretrain.train import train
+from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.ranks import Ranks
+
+
+def poisoned_case(chosen: list[str], bad_steps: tuple[int, ...]) -> tuple[int, int, str]:
+    """A run in which one rank's gradients are not finite at some steps. Steps done, steps skipped, what was printed."""
+    forward = Decoder.forward
+
+    def poisoned(
+        self: Decoder, inputs: torch.Tensor, targets: Any = None, *, step: int = 0, micro_step: int = 0
+    ) -> Any:
+        loss = forward(self, inputs, targets, step=step, micro_step=micro_step)
+        bad = self.training and step in bad_steps and micro_step == 1 and torch.distributed.get_rank() == 1
+        # The loss stays finite: only the gradients tell.
+        return _with_bad_gradient(loss) if bad else loss
+
+    Decoder.forward = poisoned  # type: ignore[method-assign]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run = train(load_recipe("tiny", chosen))
+    finally:
+        Decoder.forward = forward  # type: ignore[method-assign]
+    return run.step, run.skipped, said.getvalue()
+
+
+class _BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient * float("nan")
+
+
+def _with_bad_gradient(loss: torch.Tensor) -> torch.Tensor:
+    return _BadGradient.apply(loss)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2)])
+def test_a_step_with_a_bad_gradient_is_skipped_counted_and_reported(
+    precision: str,
+    stage: int,
+    two_ranks: Ranks,
+    sample_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Step 3's update is left out on both ranks; data and schedule go on as if it had been taken."""
+    stage_settings = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    more = [*stage_settings, "train.steps=6", f"train.precision={precision}", "evaluate.max_blocks=2"]
+    chosen = settings(sample_folder / "shards", tmp_path / "run", *more)
+    results = two_ranks.run(poisoned_case, chosen, (2,))
+    assert [result[:2] for result in results] == [(6, 1)] * 2
+    assert "step 3/6  warning: skipped, a gradient is not finite (blocks 32 to 47" in results[0][2]
+    assert metrics(tmp_path / "run", "train/skipped_steps")[6] == 1
+    # The rates are those of our own step, whatever was skipped.
+    plain = settings(sample_folder / "shards", tmp_path / "plain", *more)
+    two_ranks.run(run_case, plain)
+    assert metrics(tmp_path / "run", "train/learning_rate") == metrics(tmp_path / "plain", "train/learning_rate")
+    losses, expected = metrics(tmp_path / "run", "train/loss"), metrics(tmp_path / "plain", "train/loss")
+    assert [losses[step] for step in (1, 2, 3)] == [expected[step] for step in (1, 2, 3)]
+    assert losses[4] != expected[4]
+
+
+def test_bad_gradients_in_a_row_end_the_run_with_an_explanation(
+    two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    chosen = settings(sample_folder / "shards", tmp_path / "run", "train.steps=9", "train.max_skipped_steps=3")
+    with pytest.raises(AssertionError, match=r"3 steps in a row .* not finite, the last one step 4 .*learning_rate"):
+        two_ranks.run(poisoned_case, chosen, (1, 2, 3, 4))
+
+
+def fp16_case(chosen: list[str]) -> tuple[int, float]:
+    """A run in fp16, which torch computes on this CPU, slowly, though DeepSpeed says that it is not supported."""
+    accelerator = get_accelerator()
+    supported, accelerator.is_fp16_supported = accelerator.is_fp16_supported, lambda: True
+    try:
+        run = train(load_recipe("tiny", chosen))
+        return run.skipped, loss_scale(run.engine)["cur_scale"]
+    finally:
+        accelerator.is_fp16_supported = supported
+
+
+def test_fp16_scales_its_loss_and_resumes_with_the_same_bits(
+    two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match="this device does not support it; use bf16"):
+        two_ranks.run(run_case, settings(sample_folder / "shards", tmp_path / "none", "train.precision=fp16"))
+    more = ["train.precision=fp16", "train.steps=30", "checkpoint.every_steps=15", "evaluate.max_blocks=2"]
+    run = tmp_path / "run"
+    results = two_ranks.run(fp16_case, settings(sample_folder / "shards", run, *more))
+    losses = metrics(run, "train/loss")
+    assert losses[30] < losses[1] - 0.3
+    shutil.copytree(run, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-0000030")
+    (tmp_path / "again" / "latest").write_text("step-0000015")
+    assert two_ranks.run(fp16_case, settings(sample_folder / "shards", tmp_path / "again", *more)) == results
+    assert metrics(tmp_path / "again", "train/loss") == losses
+
+
+def decay_case(chosen: list[str], shards: Path) -> list[str]:
+    """Names of the parameters that AdamW decays."""
+    init_distributed()
+    recipe = load_recipe("tiny", chosen)
+    decoder = Decoder(recipe.decoder_config(check_inputs(recipe, 1)["counts"]["vocabulary"]))
+    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    _, optimizer = build_engine(recipe, decoder, 1)
+    return [
+        names[id(parameter)]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if group["weight_decay"] > 0
+    ]
+
+
+def test_all_parameters_decay_or_all_but_biases_and_norms(one_rank: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    shards = sample_folder / "shards"
+    chosen = settings(shards, tmp_path, "deepspeed.stage=0", "train.micro_batch_size=8")
+    everything = one_rank.run(decay_case, chosen, shards)[0]
+    some = one_rank.run(decay_case, [*chosen, "optimizer.decay_biases_and_norms=false"], shards)[0]
+    assert any("bias" in name for name in everything) and any("norm" in name for name in everything)
+    assert set(some) == {name for name in everything if "bias" not in name and "norm" not in name}
+
+
+def test_a_spike_stands_out_of_what_is_usual() -> None:
+    usual = [5.0 + 0.01 * (-1) ** step for step in range(100)]
+    assert max(usual) < spike_bound(usual) < 5.2
+    noisy = [5.0 + 0.2 * (-1) ** step for step in range(100)]
+    assert spike_bound(noisy) > 6.0
