@@ -95,7 +95,8 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
     if recipe.deepspeed.stage == 3:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
         set_z3_leaf_modules(decoder, [DecoderLayer])
-    if recipe.train.precision == "fp16" and not get_accelerator().is_fp16_supported():
+    accelerator: Any = get_accelerator()
+    if recipe.train.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError('train.precision = "fp16": this device does not support it; use bf16 or fp32')
     config = deepspeed_config(recipe, ranks)
     with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use, unasked

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data.files import UserError
+from data.files import UserError, seal, write_json
 from pretrain.checkpoint import CheckpointWriter, list_checkpoints, newest_checkpoint, prune, step_of
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import metrics, run_case, settings
@@ -30,6 +30,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     """One flipped byte in any file, a missing file, a missing folder: the run ends as it did."""
     names = [path.name for path in (run / "checkpoints" / "step-0000009").iterdir()]
     assert len(names) == 5
+    copy = run
     for damage in [*names, "missing file", "missing folder"]:
         copy = tmp_path / damage.replace(" ", "-")
         shutil.copytree(run, copy)
@@ -162,7 +163,7 @@ def test_other_shards_are_refused_by_name_unless_allowed(
     shutil.copytree(sample_folder / "shards", tmp_path / "shards")
     manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
     manifest["made_by"] = "somebody else"
-    (tmp_path / "shards" / "manifest.json").write_text(json.dumps(manifest))
+    write_json(tmp_path / "shards" / "manifest.json", seal(manifest))
     chosen = settings(tmp_path / "shards", tmp_path / "run", *MORE, "train.steps=10")
     said = two_ranks.run(refused_case, chosen)
     assert all("has data shards = " in text and "data.allow_other=true" in text for text in said)

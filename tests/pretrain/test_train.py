@@ -90,7 +90,7 @@ def test_bad_gradients_in_a_row_end_the_run_with_an_explanation(
 
 def fp16_case(chosen: list[str]) -> tuple[int, float]:
     """A run in fp16, which torch computes on this CPU, slowly, though DeepSpeed says that it is not supported."""
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     supported, accelerator.is_fp16_supported = accelerator.is_fp16_supported, lambda: True
     try:
         run = train(load_recipe("tiny", chosen))

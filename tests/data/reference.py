@@ -1,0 +1,28 @@
+"""What the tests compare with: megatron-core's reader, and the hash in plain integers."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+with warnings.catch_warnings():  # it misses its optional GPU kernels
+    warnings.simplefilter("ignore")
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+__all__ = ["IndexedDatasetBuilder", "megatron_documents", "open_by_megatron", "splitmix64"]
+
+
+def open_by_megatron(prefix: Path) -> Any:
+    return IndexedDataset(str(prefix))
+
+
+def megatron_documents(prefix: Path) -> list[list[int]]:
+    """The tokens of each document."""
+    return [document.tolist() for document in open_by_megatron(prefix)]
+
+
+def splitmix64(number: int) -> int:
+    """splitmix64's finalizer on a number, as data/hashing.py promises it for salt 0."""
+    z = (number + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)

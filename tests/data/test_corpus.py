@@ -1,0 +1,333 @@
+"""data/corpus.py against a slow reading with dicts, on generated streams and on NLM's own update files."""
+
+import gzip
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from data import corpus as corpus_module
+from data.corpus import SPLITS, list_files, make_corpus
+from data.files import UserError, verify_files
+from tests.data.citations import Record, citation, deletion, read_with_elementtree, write_file
+from tests.data.reference import splitmix64
+from tests.shared import NLM, ROOT, needs_shared
+
+
+def build(folder: Path, files: Sequence[list[Record]], validation: float = 0.0, test: float = 0.0) -> dict[str, Any]:
+    """A corpus at `folder`/corpus of update files with these records; returns its manifest."""
+    for number, records in enumerate(files, start=1):
+        write_file(folder / "raw" / f"pubmed26n{number:04d}.xml", records)
+    return make_corpus([folder / "raw"], folder / "corpus", validation, test, workers=1)
+
+
+def rows(corpus: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each split, file after file."""
+    found: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for path in sorted(corpus.glob("*.parquet")):
+        found[path.name.split("-")[0]] += pq.read_table(path).to_pylist()
+    return found
+
+
+def texts(corpus: Path) -> dict[int, str]:
+    """PMID -> text of all splits; no PMID twice."""
+    pairs = [(row["pmid"], row["text"]) for part in rows(corpus).values() for row in part]
+    assert len(pairs) == len(dict(pairs))
+    return dict(pairs)
+
+
+def splits(corpus: Path) -> dict[int, str]:
+    return {row["pmid"]: split for split, part in rows(corpus).items() for row in part}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def slow_corpus(files: Sequence[list[Record]], validation: float, test: float) -> tuple[dict[str, Any], dict[str, int]]:
+    """Split -> {(pmid, version): text}, and the counts, by walking through all records with dicts."""
+    records: dict[tuple[int, int], Record] = {}
+    for record in (record for file in files for record in file):
+        records.pop((record.pmid, record.version), None)
+        if not record.deleted:
+            records[record.pmid, record.version] = record
+    newest = {pmid: record for (pmid, _), record in sorted(records.items())}
+    complete = {pmid: record for pmid, record in newest.items() if record.title and record.abstract}
+    kept: dict[str, Record] = {}
+    for pmid in sorted(complete):
+        kept.setdefault(f"{complete[pmid].title} {complete[pmid].abstract}", complete[pmid])
+    chosen: dict[str, dict[tuple[int, int], str]] = {split: {} for split in SPLITS}
+    for text, record in kept.items():
+        share = splitmix64(record.pmid) / 2**64
+        split = "test" if share < test else "validation" if share < test + validation else "train"
+        chosen[split][record.pmid, record.version] = text
+    citations = sum(not record.deleted for file in files for record in file)
+    return chosen, {
+        "records": citations,
+        "deletions": sum(len(file) for file in files) - citations,
+        "superseded_or_deleted": citations - len(newest),
+        "without_title_or_abstract": len(newest) - len(complete),
+        "duplicates": len(complete) - len(kept),
+        **{split: len(chosen[split]) for split in SPLITS},
+    }
+
+
+def assert_equals_slow(corpus: Path, manifest: dict[str, Any], files: Sequence[list[Record]]) -> None:
+    request = manifest["request"]
+    expected, counts = slow_corpus(files, request["validation_fraction"], request["test_fraction"])
+    found = {split: {(row["pmid"], row["version"]): row["text"] for row in part}
+             for split, part in rows(corpus).items()}  # fmt: skip
+    assert found == expected
+    assert manifest["counts"] == counts
+
+
+# Which record stays
+
+
+def test_the_highest_version_wins_wherever_it_stands(tmp_path: Path) -> None:
+    build(tmp_path, [[citation(1, "Second", version=2), citation(2)], [citation(1, "First", version=1)]])
+    assert texts(tmp_path / "corpus")[1] == "Second An abstract."
+
+
+def test_of_one_version_the_later_file_wins(tmp_path: Path) -> None:
+    build(tmp_path, [[citation(1, "Old")], [citation(1, "New")]])
+    assert texts(tmp_path / "corpus") == {1: "New An abstract."}
+
+
+def test_a_deletion_deletes_and_a_later_revision_comes_back(tmp_path: Path) -> None:
+    gone = [[citation(1, "One"), citation(2, "Two"), citation(3, "Three")], [deletion(1), deletion(2)]]
+    build(tmp_path / "a", gone)
+    assert texts(tmp_path / "a" / "corpus") == {3: "Three An abstract."}
+    build(tmp_path / "b", [*gone, [citation(1, "Back")]])
+    assert texts(tmp_path / "b" / "corpus") == {1: "Back An abstract.", 3: "Three An abstract."}
+
+
+def test_an_old_version_does_not_stand_in_for_a_newest_without_abstract(tmp_path: Path) -> None:
+    for number, (title, abstract) in enumerate((("New", ""), ("", "New"))):
+        folder = tmp_path / str(number)
+        build(folder, [[citation(1, "Old"), citation(2, "Other")], [citation(1, title, abstract, version=2)]])
+        assert texts(folder / "corpus") == {2: "Other An abstract."}
+
+
+def test_exact_duplicates_go_before_the_split(tmp_path: Path) -> None:
+    """One copy of each text is left, whichever splits the copies' PMIDs would fall into: the lowest PMID's."""
+    build(tmp_path, [[citation(pmid, f"Title {pmid % 10}.") for pmid in range(40, 0, -1)]], 0.3, 0.3)
+    assert sorted(texts(tmp_path / "corpus")) == list(range(1, 11))
+    assert len(set(splits(tmp_path / "corpus").values())) > 1
+
+
+@pytest.mark.parametrize("seed", range(250))
+def test_random_streams_equal_the_slow_reading(seed: int, tmp_path: Path) -> None:
+    """Few PMIDs, versions and texts, so that everything meets everything; up to five files."""
+    rng = random.Random(seed)
+
+    def random_record() -> Record:
+        pmid, version = rng.randint(1, 12), rng.choice((1, 1, 1, 2, 3))
+        if rng.random() < 0.2:
+            return deletion(pmid, version)
+        title, abstract = rng.choice(("", *"ABCDEF")), rng.choice(("", *"GHIJK"))
+        return citation(pmid, title, abstract, version)
+
+    files = [[random_record() for _ in range(rng.randint(1, 15))] for _ in range(rng.randint(1, 5))]
+    files = [sorted(file, key=lambda record: record.deleted) for file in files]  # deletions stand at a file's end
+    always = next(pmid for pmid in range(100, 200) if splitmix64(pmid) > 2**63)  # training must not be empty
+    files[0].insert(0, citation(always, "Always", "there"))
+    assert_equals_slow(tmp_path / "corpus", build(tmp_path, files, validation=0.25, test=0.1), files)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "names",
+    [["updates/pubmed20n0001", "updates/pubmed20n0002", "updates/pubmed20n1203", "pubmed21n0001",
+      "updates/pubmed21n1016_excerpt_original", "updates/pubmed21n1016_excerpt_partially_changed",
+      "updates/pubmed22n1115", "updates/pubmed22n1313"],
+     ["updates/versions_and_deletions", "cases/comments_and_deletions"],
+     ["medsamp2010", "medsamp2011", "medsamp2012", "medsamp2014", "medsamp2017", "medline16n0902"]],
+    ids=["updates", "versions", "samples"],
+)  # fmt: skip
+def test_real_files_equal_the_slow_reading(names: list[str], tmp_path: Path) -> None:
+    """NLM's revisions and deletions, read by the standard library and chosen with dicts; MathML-free records only."""
+    paths = [NLM / f"{name}.xml.gz" for name in names]
+    order = {path.name: index for index, path in enumerate(paths)}
+    manifest = make_corpus(paths[::-1], tmp_path / "corpus", 0.1, 0.1, workers=1)
+    in_order = sorted(paths, key=lambda path: order[path.name] + 100 * path.name.startswith(("medline", "pubmed2")))
+    read = [list(read_with_elementtree(gzip.decompress(path.read_bytes()))) for path in in_order]
+    assert not any(math for file in read for _, math in file)
+    assert_equals_slow(tmp_path / "corpus", manifest, [[record for record, _ in file] for file in read])
+    print(f"{sum(map(len, read))} records and deletions compared, {manifest['counts']}")
+
+
+@needs_shared
+def test_a_real_revision_is_the_text_that_stays(tmp_path: Path) -> None:
+    original, changed = sorted((NLM / "updates").glob("pubmed21n1016*"))
+    make_corpus([original], tmp_path / "old", 0, 0, workers=1)
+    make_corpus([changed, original], tmp_path / "new", 0, 0, workers=1)
+    make_corpus([changed], tmp_path / "only", 0, 0, workers=1)
+    assert texts(tmp_path / "new") == texts(tmp_path / "only") != texts(tmp_path / "old")
+
+
+def test_fields_of_a_row(tmp_path: Path) -> None:
+    build(tmp_path, [[citation(5, "On <i>E. coli</i>.", "It grew.", version=2)]], 0, 0)
+    assert rows(tmp_path / "corpus")["train"] == [
+        {"pmid": 5, "version": 2, "title": "On E. coli.", "abstract": "It grew.", "text": "On E. coli. It grew.",
+         "year": 2001, "journal": "J", "source_file": "pubmed26n0001.xml"}]  # fmt: skip
+
+
+# Splits
+
+
+def test_a_record_never_changes_sides(tmp_path: Path) -> None:
+    """When PubMed grows, is revised and loses records, whatever is in both corpora is in the same split."""
+    first = [citation(pmid, f"Title {pmid}.") for pmid in range(1, 400)]
+    second = [citation(pmid, f"Revised {pmid}.") for pmid in range(300, 900)]
+    build(tmp_path / "small", [first], 0.2, 0.2)
+    build(tmp_path / "large", [first, [*second, *map(deletion, range(1, 50))]], 0.2, 0.2)
+    small, large = splits(tmp_path / "small" / "corpus"), splits(tmp_path / "large" / "corpus")
+    assert len(small) == 399 and len(large) == 850
+    assert all(large[pmid] == split for pmid, split in small.items() if pmid in large)
+
+
+def test_fractions_are_about_right(tmp_path: Path) -> None:
+    counts = build(tmp_path, [[citation(pmid, f"{pmid}") for pmid in range(1, 4_001)]], 0.2, 0.05)["counts"]
+    assert abs(counts["validation"] - 800) < 80 and abs(counts["test"] - 200) < 45
+    assert counts["train"] + counts["validation"] + counts["test"] == 4_000
+
+
+@pytest.mark.parametrize(("validation", "test"), [(-0.1, 0), (0, 1.0), (0.5, 0.5), (float("nan"), 0)])
+def test_fractions_out_of_bounds_are_refused(validation: float, test: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fraction"):
+        build(tmp_path, [[citation(1)]], validation, test)
+    assert not (tmp_path / "corpus").exists()
+
+
+# The files
+
+
+def test_datasets_reads_the_corpus(tmp_path: Path) -> None:
+    """By folder, as a user does: the splits are found by the names of the files."""
+    build(tmp_path, [[citation(pmid, f"Title {pmid}.") for pmid in range(1, 60)]], 0.3, 0.2)
+    corpus = tmp_path / "corpus"
+    loaded = load_dataset("parquet", data_dir=str(corpus), cache_dir=str(tmp_path / "cache"))
+    assert {split: list(loaded[split]) for split in SPLITS} == rows(corpus)
+    assert min(len(loaded[split]) for split in SPLITS) > 0
+    files = {"held_out": str(corpus / "validation-*.parquet")}
+    alone = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    assert list(alone["held_out"]) == rows(corpus)["validation"]
+
+
+def test_datasets_reads_a_corpus_with_an_empty_split(tmp_path: Path) -> None:
+    """It refuses a file without rows, so there is none; the manifest still counts 0."""
+    counts = build(tmp_path, [[citation(pmid, f"Title {pmid}.") for pmid in range(1, 60)]], 0.3, 0.0)["counts"]
+    loaded = load_dataset("parquet", data_dir=str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(loaded[split]) for split in loaded} == {
+        "train": counts["train"], "validation": counts["validation"]}  # fmt: skip
+    assert counts["test"] == 0 and counts["train"] + counts["validation"] == 59
+
+
+def test_large_splits_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [[citation(pmid, f"T{pmid}") for pmid in range(start, start + 40)] for start in (1, 41, 81)]
+    build(tmp_path / "one", files, 0.1, 0.1)
+    monkeypatch.setattr(corpus_module, "ROWS_PER_FILE", 25)
+    build(tmp_path / "many", files, 0.1, 0.1)
+    assert rows(tmp_path / "many" / "corpus") == rows(tmp_path / "one" / "corpus")
+    sizes = [pq.read_table(path).num_rows for path in sorted((tmp_path / "many" / "corpus").glob("train-*"))]
+    assert len(sizes) > 2 and set(sizes[:-1]) == {25} and 0 < sizes[-1] <= 25
+
+
+def test_the_same_bytes_with_two_workers_and_in_any_order(tmp_path: Path) -> None:
+    files = [[citation(pmid, f"Title {pmid} of {number}.") for pmid in range(number, 90, number)]
+             for number in (1, 2, 3)]  # fmt: skip
+    build(tmp_path, files, 0.2, 0.2)
+    raw = sorted((tmp_path / "raw").iterdir())
+    make_corpus([raw[2], raw[0], raw[1]], tmp_path / "shuffled", 0.2, 0.2, workers=1)
+    make_corpus([tmp_path / "raw"], tmp_path / "parallel", 0.2, 0.2, workers=2)
+    assert content(tmp_path / "shuffled") == content(tmp_path / "corpus") == content(tmp_path / "parallel")
+
+
+def test_files_come_in_nlms_order(tmp_path: Path) -> None:
+    """By year, then number: baseline and update files of a year share one numbering."""
+    names = ["pubmed25n1274.xml.gz", "pubmed26n0001.xml", "medline16n0902.xml.gz", "pubmed26n1335.xml.gz", "extra.xml"]
+    for name in (*names, "README.txt", "pubmed26n0002.xml.gz.md5"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.xml").mkdir()
+    assert [path.name for path in list_files([tmp_path])] == [names[index] for index in (4, 2, 0, 1, 3)]
+
+
+def test_missing_and_empty_inputs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, reason in ((tmp_path / "nowhere", "no such file or folder"), (tmp_path / "empty", "holds no .xml")):
+        with pytest.raises(UserError, match=f"{path}: {reason}"):
+            make_corpus([path], tmp_path / "corpus", 0, 0, workers=1)
+    with pytest.raises(UserError, match="no citation with title and abstract"):
+        build(tmp_path, [[citation(1, "No abstract", "")]])
+    assert not (tmp_path / "corpus").exists()
+
+
+# Faults
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_input_is_named_and_leaves_nothing(workers: int, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        write_file(tmp_path / "raw" / f"pubmed26n000{number}.xml.gz", [citation(pmid) for pmid in range(1, 200)])
+    bad = tmp_path / "raw" / "pubmed26n0002.xml.gz"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    with pytest.raises(UserError, match=f"^{bad}: damaged or truncated gzip") as caught:
+        make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.1, 0.1, workers)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", sorted(path.name for path in (NLM / "malformed").glob("*")))
+def test_malformed_real_files_leave_nothing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=name):
+        make_corpus([NLM / "malformed" / name], tmp_path / "corpus", 0, 0, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["write_part", "_choose_rows", "_write_split"])
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(moment: str, tmp_path: Path) -> None:
+    """`kill -9` at the second call of a step (the first, where there is only one), then the command once more."""
+    files = [[citation(pmid, f"Title {pmid}.") for pmid in range(start, start + 50)] for start in (1, 30, 60)]
+    script = (
+        f"import os; from data import corpus; from pathlib import Path; step = corpus.{moment}; calls = []\n"
+        f"def killed(*arguments):\n"
+        f"    calls.append(arguments)\n"
+        f"    if len(calls) == {1 if moment == '_choose_rows' else 2}: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        f"    return step(*arguments)\n"
+        f"corpus.{moment} = killed\n"
+        f"corpus.make_corpus([Path('raw')], Path('corpus'), 0.2, 0.2, workers=1)"
+    )
+    build(tmp_path, files, 0.2, 0.2)
+    expected = content(tmp_path / "corpus")
+    again = tmp_path / "again"
+    for number, records in enumerate(files, start=1):
+        write_file(again / "raw" / f"pubmed26n{number:04d}.xml", records)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=again, env=environment, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (again / "corpus").exists() and list(again.glob(".corpus.partial/*"))
+    make_corpus([again / "raw"], again / "corpus", 0.2, 0.2, workers=1)
+    assert content(again / "corpus") == expected
+    assert sorted(path.name for path in again.iterdir()) == ["corpus", "raw"]
+
+
+def test_a_finished_corpus_is_left_alone_and_other_requests_are_refused(tmp_path: Path) -> None:
+    manifest = build(tmp_path, [[citation(1, "One"), citation(2, "Two")]])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").iterdir()}
+    assert build(tmp_path, []) == manifest
+    with pytest.raises(UserError, match="other inputs or settings"):
+        build(tmp_path, [], validation=0.3)
+    with pytest.raises(UserError, match="other inputs or settings"):
+        build(tmp_path, [[citation(1, "Changed"), citation(2, "Two")]])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").iterdir()}
+    verify_files(tmp_path / "corpus", manifest)
