@@ -34,7 +34,7 @@ class TokenStream:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as int64, cut at the stream's end; the token before the first is `</s>`."""
-        pieces = [np.full(1, EOS_ID)] if start < 0 else []
+        pieces = [np.full(1 if start < 0 else 0, EOS_ID)]
         start = max(start, 0)
         index = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < min(stop, len(self)):
@@ -91,7 +91,10 @@ def held_out_batch(stream: TokenStream, context_length: int, numbers: range) -> 
 
 
 def unigram_entropy(stream: TokenStream) -> float:
-    """Entropy in nats of the stream's own token frequencies: the loss of the best model that ignores the context."""
+    """Entropy in nats of the stream's own token frequencies: the loss of the best model that ignores the context.
+
+    0.0 for an empty stream.
+    """
     counts = np.bincount(stream.read(0, len(stream)))
     shares = counts[counts > 0] / len(stream)
     return float(-(shares * np.log(shares)).sum())

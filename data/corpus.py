@@ -83,7 +83,7 @@ def list_files(raw: list[Path]) -> list[Path]:
     for path in raw:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith((".xml", ".xml.gz")))
+        found = [path] if path.is_file() else [file for file in path.iterdir() if _is_medline(file)]
         if not found:
             raise UserError(f"{path}: holds no .xml or .xml.gz file")
         files += found
@@ -93,6 +93,10 @@ def list_files(raw: list[Path]) -> list[Path]:
         return (int(numbered[1]), int(numbered[2]), path.name) if numbered else (-1, 0, path.name)
 
     return sorted(files, key=order)
+
+
+def _is_medline(path: Path) -> bool:
+    return path.is_file() and path.name.endswith((".xml", ".xml.gz"))
 
 
 def write_part(source: Path, part: Path) -> None:
@@ -159,7 +163,10 @@ def _last_of_each(*sorted_keys: np.ndarray) -> np.ndarray:
 
 
 def _write_split(parts: list[Path], chosen: np.ndarray, folder: Path, split: str) -> None:
-    """The chosen rows of all parts as `split-00000.parquet`, `split-00001.parquet` ...; at least one file."""
+    """The chosen rows of all parts as `split-00000.parquet`, `split-00001.parquet` ...
+
+    A split without a row has no file: `datasets.load_dataset` refuses a folder that holds an empty one.
+    """
     for index, table in enumerate(_tables_of(ROWS_PER_FILE, _chosen_rows(parts, chosen))):
         pq.write_table(table, folder / f"{split}-{index:05d}.parquet", compression="zstd", row_group_size=10_000)
 
@@ -174,16 +181,17 @@ def _chosen_rows(parts: list[Path], chosen: np.ndarray) -> Iterator[pa.Table]:
 
 
 def _tables_of(rows: int, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Cut a stream of tables anew into tables of `rows` rows; the last is shorter, or empty where there is no row."""
+    """Cut a stream of tables anew into tables of `rows` rows; the last may be shorter."""
     held = SCHEMA.empty_table()
     for table in tables:
         held = pa.concat_tables([held, table])
         while len(held) > rows:
             yield held.slice(0, rows)
             held = held.slice(rows)
-    yield held
+    if len(held):
+        yield held
 
 
 def split_files(corpus: Path, manifest: dict[str, Any], split: str) -> list[Path]:
-    """The Parquet files of one split, in order."""
+    """The Parquet files of one split, in order; none where the split has no row."""
     return [corpus / name for name in sorted(manifest["files"]) if name.startswith(f"{split}-")]

@@ -5,7 +5,8 @@ Every stage (corpus, tokenizer, shards, hf) is one folder with a `manifest.json`
     {"kind": "corpus", "version": 1, "made_by": "biogpt-pretrain 0.1.0",
      "request": {...},   what was asked for: settings, and the inputs by name and sha256
      "counts": {...},    what came of it
-     "files": {"train-00000.parquet": {"bytes": 123, "sha256": "..."}, ...}}
+     "files": {"train-00000.parquet": {"bytes": 123, "sha256": "..."}, ...},
+     "checksum": "..."}  sha256 of all the above
 """
 
 import hashlib
@@ -62,10 +63,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def json_bytes(content: Any) -> bytes:
+    """JSON as this program writes it: the same bytes for the same content."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all."""
     with whole_file(path) as stream:
-        stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        stream.write(json_bytes(content))
 
 
 def read_json(path: Path) -> Any:
@@ -100,8 +106,14 @@ def write_manifest(folder: Path, kind: str, request: dict[str, Any], counts: dic
         "counts": counts,
         "files": describe_files(folder),
     }
-    write_json(folder / MANIFEST, manifest)
-    return manifest
+    write_json(folder / MANIFEST, seal(manifest))
+    return seal(manifest)
+
+
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the checksum of all its other entries."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return content | {"checksum": hashlib.sha256(json_bytes(content)).hexdigest()}
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -111,14 +123,18 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: holds no {MANIFEST}, so it is not a finished {kind} folder")
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-        found = manifest.get("kind") if isinstance(manifest, dict) else "unknown"
-        raise UserError(f"{folder}: is a {found} folder; expected a {kind} folder")
+    if not isinstance(manifest, dict) or not {"kind", "version", "request", "counts", "files"} <= manifest.keys():
+        raise UserError(f"{folder / MANIFEST}: not a manifest of this program; expected a {kind} folder")
+    if manifest["kind"] != kind:
+        raise UserError(f"{folder}: is a {manifest['kind']} folder; expected a {kind} folder")
     if manifest["version"] > VERSIONS[kind]:
         raise UserError(
             f"{folder}: written in format {manifest['version']} of {kind} folders, newer than this program's"
             f" {VERSIONS[kind]}; install a newer biogpt-pretrain"
         )
+    # The bytes, not only the content: a flipped bit in the white space is damage too.
+    if json_bytes(seal(manifest)) != (folder / MANIFEST).read_bytes():
+        raise UserError(f"{folder / MANIFEST}: changed since it was written; make the folder again")
     return manifest
 
 
@@ -140,6 +156,8 @@ def make_folder(
     Done before, with the same request: nothing happens. Whatever else stands at `out` is left as it is, and refused.
     Returns the manifest.
     """
+    if out.name in ("", ".."):
+        raise UserError(f"{out}: the folder to write needs a name of its own")
     if (out / MANIFEST).is_file():
         manifest = read_manifest(out, kind)
         if manifest["request"] != request or manifest["version"] != VERSIONS[kind]:
@@ -151,6 +169,9 @@ def make_folder(
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    try:
         manifest = write_manifest(partial, kind, request, fill(partial))
         if out.exists():
             out.rmdir()

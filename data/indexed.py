@@ -49,7 +49,10 @@ class IndexedTokens:
         header = struct.calcsize("<QBQQ")
         if content[: len(MAGIC)] != MAGIC or len(content) < len(MAGIC) + header:
             raise UserError(f"{index}: not a Megatron index")
-        _, code, sequences, _ = struct.unpack_from("<QBQQ", content, len(MAGIC))
+        version, code, sequences, documents = struct.unpack_from("<QBQQ", content, len(MAGIC))
+        expected = len(MAGIC) + header + 12 * sequences + 8 * documents
+        if version != 1 or code not in DTYPES or len(content) != expected:
+            raise UserError(f"{index}: damaged Megatron index; make the shards again")
         self.lengths = np.frombuffer(content, "<i4", sequences, len(MAGIC) + header)
         data = prefix.with_name(prefix.name + ".bin")
         dtype = np.dtype(DTYPES[code])

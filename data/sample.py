@@ -21,10 +21,13 @@ HEADER = (
 RECORD = """<PubmedArticle><MedlineCitation Status="MEDLINE" Owner="NLM"><PMID Version="{version}">{pmid}</PMID>
 <Article PubModel="Print"><Journal><JournalIssue CitedMedium="Print"><PubDate><Year>{year}</Year></PubDate>
 </JournalIssue><Title>{journal}</Title></Journal>
-<ArticleTitle>{title}</ArticleTitle>{abstract}<Language>{language}</Language>
+<ArticleTitle>{title}</ArticleTitle><Pagination><MedlinePgn>1-9</MedlinePgn></Pagination>
+{abstract}<Language>{language}</Language>
 <PublicationTypeList><PublicationType UI="D016428">Journal Article</PublicationType></PublicationTypeList>
 {vernacular}</Article>
-</MedlineCitation><PubmedData><ArticleIdList><ArticleId IdType="pubmed">{pmid}</ArticleId></ArticleIdList></PubmedData>
+<MedlineJournalInfo><MedlineTA>{journal}</MedlineTA></MedlineJournalInfo></MedlineCitation>
+<PubmedData><PublicationStatus>ppublish</PublicationStatus>
+<ArticleIdList><ArticleId IdType="pubmed">{pmid}</ArticleId></ArticleIdList></PubmedData>
 </PubmedArticle>
 """
 JOURNALS = ("Annals of Invented Medicine", "Journal of Sample Oncology", "Imaginary Neurology", "Fictional Cardiology")

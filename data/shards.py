@@ -31,6 +31,7 @@ def make_shards(
     request = {
         "corpus": {name: entry["sha256"] for name, entry in corpus_manifest["files"].items()},
         "tokenizer": {name: sha256(tokenizer / name) for name in TOKENIZER_FILES},
+        "splits": list(splits),
     }
 
     def fill(folder: Path) -> dict[str, Any]:
@@ -72,7 +73,12 @@ def tokenize_file(file: Path, tokenizer: Path, part: Path) -> int:
 
 
 def _gather(folder: Path, split: str, part_paths: list[Path]) -> dict[str, int]:
-    """Write the shards of a split from its parts, documents in the order of their PMIDs' hash. Returns counts."""
+    """Write the shards of a split from its parts, documents in the order of their PMIDs' hash. Returns counts.
+
+    A split without documents has no shard: readers that map files, Megatron's too, cannot map an empty one.
+    """
+    if not part_paths:
+        return {"documents": 0, "tokens": 0, "unknown_tokens": 0, "text_bytes": 0, "shards": 0}
     parts = [IndexedTokens(path) for path in part_paths]
     pmids = np.concatenate([np.load(path.with_name(path.name + ".pmids.npy")) for path in part_paths])
     part_of = np.repeat(np.arange(len(parts)), [len(part.lengths) for part in parts])
@@ -80,7 +86,7 @@ def _gather(folder: Path, split: str, part_paths: list[Path]) -> dict[str, int]:
     text_bytes = np.concatenate([part.text_bytes for part in parts])
     ends = np.concatenate([np.cumsum(part.lengths, dtype=np.int64) for part in parts])
     order = np.argsort(mix64(pmids, salt=1), kind="stable")
-    shards = range(0, max(len(order), 1), DOCUMENTS_PER_SHARD)
+    shards = range(0, len(order), DOCUMENTS_PER_SHARD)
     with progress(f"shards: writing {split}", len(shards)) as advance:
         for index, start in enumerate(shards):
             documents = order[start : start + DOCUMENTS_PER_SHARD]

@@ -36,8 +36,7 @@ class Tokenizer:
         if (folder / MANIFEST).is_file():  # an HF folder from elsewhere has none
             verify_files(folder, read_json(folder / MANIFEST))
         self.vocabulary: dict[str, int] = read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        self._segment = Segmenter([_pair(line) for line in lines])
+        self._segment = Segmenter(_read_merges(folder / "merges.txt"))
         self._tokens = {index: token for token, index in self.vocabulary.items()}
         self._remembered: dict[str, list[int]] = {}
 
@@ -57,9 +56,15 @@ class Tokenizer:
         return [self._tokens[index] for index in ids]
 
 
-def _pair(line: str) -> Merge:
-    first, second = line.split(" ")
-    return first, second
+def _read_merges(path: Path) -> list[Merge]:
+    """The merges as BioGptTokenizer reads them: a count may follow the pair, as in BioGPT's published file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a tokenizer folder holds {', '.join(TOKENIZER_FILES)}")
+    pairs = [line.split()[:2] for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    for number, pair in enumerate(pairs, start=1):
+        if len(pair) != 2:
+            raise UserError(f"{path}: line {number} is not a pair of tokens")
+    return [(first, second) for first, second in pairs]
 
 
 def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, workers: int) -> dict[str, Any]:
@@ -70,6 +75,7 @@ def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, worker
     if merges < 0 or min_count < 1:
         raise UserError(f"--merges {merges} --min-count {min_count}: merges from 0, min-count from 1")
     corpus_manifest = read_manifest(corpus, "corpus")
+    verify_files(corpus, corpus_manifest)
     files = split_files(corpus, corpus_manifest, "train")
     request = {
         "corpus": {file.name: corpus_manifest["files"][file.name]["sha256"] for file in files},
@@ -111,7 +117,7 @@ def make_vocabulary(
 
     After the special tokens: all types, count descending, then token ascending by code point; then the parts and
     products of merges that no text ends up with (transformers issue 21838 is what comes of leaving them out); then
-    fairseq's `madeupword` tokens up to a multiple of 8.
+    fairseq's `madeupword` tokens, less those that are types of the text, up to a multiple of 8.
     """
     segment = Segmenter(merges)
     counts: Counter[str] = Counter()
@@ -123,7 +129,8 @@ def make_vocabulary(
         for token in (first, second, first + second):
             kept.setdefault(token, counts[token])
     ordered = sorted(kept, key=lambda token: (-kept[token], token))
-    padding = [f"madeupword{index:04d}" for index in range(-(len(SPECIAL_TOKENS) + len(ordered)) % 8)]
+    missing = -(len(SPECIAL_TOKENS) + len(ordered)) % 8
+    padding = [name for index in range(16) if (name := f"madeupword{index:04d}") not in kept][:missing]
     tokens = [*SPECIAL_TOKENS, *ordered, *padding]
     return {token: index for index, token in enumerate(tokens)}, counts
 

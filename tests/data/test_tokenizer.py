@@ -85,9 +85,9 @@ def test_ids_equal_transformers_on_real_texts(name: str, ours: Tokenizer, hf: Bi
     assert differences == 0 and len(texts) == 1_000 and tokens > 5_000
 
 
+@needs_shared
 def test_real_texts_of_seven_files_are_tested() -> None:
-    if ABSTRACTS.is_dir():
-        assert len(FILES) == 7
+    assert len(FILES) == 7
 
 
 def test_auto_tokenizer_gives_the_same_ids(folder: Path, ours: Tokenizer) -> None:
