@@ -3,7 +3,7 @@
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -31,10 +31,11 @@ def run_tasks(function: Callable[..., Result], tasks: list[tuple[Any, ...]], wor
             for future in futures:
                 future.add_done_callback(lambda _: advance())
             try:
-                return [future.result() for future in futures]
-            except BaseException:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                failed = [future for future in futures if future.done() and future.exception()]
+                return [future.result() for future in (failed or futures)]
+            finally:
                 pool.shutdown(cancel_futures=True)
-                raise
 
 
 @contextmanager

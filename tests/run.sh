@@ -4,6 +4,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 install test
+# Megatron's own reader, to open our shards with; without its dependencies.
+megatron=megatron-core==0.16.1
+.venv/bin/python -m pip show --quiet "${megatron%%==*}" 2>/dev/null ||
+    .venv/bin/python -m pip install --quiet --no-deps --only-binary megatron-core "$megatron"
 markers=(-m "not slow")
 if [[ ${1:-} == --slow ]]; then markers=(); shift; fi
 .venv/bin/ruff check .
