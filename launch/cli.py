@@ -122,8 +122,9 @@ def train(
         raise SystemExit(status)
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)
     step = step_of(checkpoint) if checkpoint else 0
-    following = "biogpt export RUN --out hf/" if step >= loaded.train.steps else "the same command goes on"
-    print(f"{loaded.train.run}: step {step} of {loaded.train.steps}; next: {following}")
+    run = loaded.train.run
+    following = f"biogpt export {run} --out hf/" if step >= loaded.train.steps else "the same command goes on"
+    print(f"{run}: step {step} of {loaded.train.steps}; next: {following}")
 
 
 def run_interruptible(command: list[str], environment: dict[str, str], stop_file: Path) -> int:

@@ -26,10 +26,9 @@ from torch import Tensor
 from data.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.config import DecoderConfig
 from model.hf import from_hf, to_hf
-from pretrain.recipe import Recipe
+from pretrain.recipe import Recipe, optimizer_kind
 
 KINDS = ("model", "exp_avg", "exp_avg_sq")
-OPTIMIZER = "torch.optim.AdamW"
 
 
 class CheckpointWriter:
@@ -153,7 +152,7 @@ def check_state(
     """UserError names the first value in which a checkpoint's state differs from the run that would go on from it."""
     if checkpoint is None:
         return
-    now = {"model": dataclasses.asdict(config), "data": dict(data), "optimizer": {"kind": OPTIMIZER}}
+    now = {"model": dataclasses.asdict(config), "data": dict(data), "optimizer": {"kind": optimizer_kind(recipe)}}
     del now["model"]["gradient_checkpointing"]  # how the same thing is computed
     if recipe.data.allow_other:
         del now["data"]["shards"]

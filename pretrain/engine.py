@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from data.files import UserError
 from model.decoder import Decoder, DecoderLayer
@@ -25,6 +26,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
@@ -59,9 +61,9 @@ def init_distributed() -> torch.device:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if restarts and not dist.is_initialized():
         # torchrun --max-restarts keeps its store: without a prefix ranks meet the addresses of the dead (torch 2.13).
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        kept = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = dist.PrefixStore(f"restart-{restarts}", store)
+        store = PrefixStore(f"restart-{restarts}", kept)
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
@@ -84,14 +86,16 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
             {"params": [parameter for parameter in everything if parameter.dim() > 1]},
             {"params": [parameter for parameter in everything if parameter.dim() < 2], "weight_decay": 0.0},
         ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=recipe.optimizer.learning_rate,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.epsilon,
-        weight_decay=recipe.optimizer.weight_decay,
-        fused=torch.cuda.is_available(),
-    )
+    settings: dict[str, Any] = {
+        "lr": recipe.optimizer.learning_rate,
+        "betas": recipe.optimizer.betas,
+        "eps": recipe.optimizer.epsilon,
+        "weight_decay": recipe.optimizer.weight_decay,
+    }
+    if recipe.deepspeed.offload_optimizer:
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
     if recipe.deepspeed.stage == 3:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
         set_z3_leaf_modules(decoder, [DecoderLayer])
@@ -182,7 +186,8 @@ def restore_state(
             else:
                 optimizer.state[parameter][kind].copy_(value)
     for moments in optimizer.state.values():
-        moments["step"].fill_(float(updates))
+        counted = moments["step"]  # a tensor in torch's AdamW, a number in DeepSpeed's
+        moments["step"] = torch.full_like(counted, updates) if isinstance(counted, Tensor) else updates
 
 
 def loss_scale(engine: Engine) -> dict[str, float]:

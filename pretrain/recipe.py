@@ -97,6 +97,10 @@ class ScheduleSection(Section):
 class DeepSpeedSection(Section):
     stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage."""
+    offload_optimizer: bool = False
+    """Moments and update on the CPU, by DeepSpeed's CPU Adam, which is compiled at its first use (stages 1 to 3)."""
+    offload_parameters: bool = False
+    """Weights on the CPU while they are not in use (stage 3)."""
     config: str | None = None
     """DeepSpeed JSON of your own; default: launch/deepspeed/zero{stage}.json."""
 
@@ -224,6 +228,10 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
             f"{source}: deepspeed.stage = 0 with train.precision = {recipe.train.precision!r}: DeepSpeed keeps no fp32"
             " accumulation there; use deepspeed.stage=1, or train.precision=fp32"
         )
+    if recipe.deepspeed.offload_optimizer and recipe.deepspeed.stage == 0:
+        raise UserError(f"{source}: deepspeed.offload_optimizer = true: needs deepspeed.stage 1, 2 or 3")
+    if recipe.deepspeed.offload_parameters and recipe.deepspeed.stage != 3:
+        raise UserError(f"{source}: deepspeed.offload_parameters = true: needs deepspeed.stage=3")
     if recipe.schedule.kind == "wsd" and not recipe.schedule.decay_steps:
         raise UserError(f'{source}: schedule.kind = "wsd" needs schedule.decay_steps')
     if (
@@ -282,6 +290,11 @@ def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
         "fp16.enabled": recipe.train.precision == "fp16",
         "zero_optimization.stage": recipe.deepspeed.stage,
     }
+    for part in ("optimizer", "parameters"):
+        key = "offload_param" if part == "parameters" else f"offload_{part}"
+        wanted = "cpu" if getattr(recipe.deepspeed, f"offload_{part}") else "none"
+        if wanted == "cpu" or key in config.get("zero_optimization", {}):
+            decided[f"zero_optimization.{key}.device"] = wanted
     if "optimizer" in config or "scheduler" in config:
         raise UserError(f"{path}: remove `optimizer` and `scheduler`; the recipe decides both")
     for key, value in decided.items():
@@ -310,6 +323,11 @@ def check_inputs(recipe: Recipe, ranks: int) -> dict[str, Any]:
         )
     deepspeed_config(recipe, ranks)
     return manifest
+
+
+def optimizer_kind(recipe: Recipe) -> str:
+    """What makes the updates; recorded in checkpoints, for another one would round differently."""
+    return "deepspeed.ops.adam.DeepSpeedCPUAdam" if recipe.deepspeed.offload_optimizer else "torch.optim.AdamW"
 
 
 def data_identity(recipe: Recipe) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from data.files import UserError, write_json
 from pretrain import engine as engines
 from pretrain.checkpoint import (
     KINDS,
-    OPTIMIZER,
     CheckpointWriter,
     newest_checkpoint,
     prune,
@@ -18,6 +17,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.evaluate import evaluate_run
 from pretrain.metrics import Reporter
+from pretrain.recipe import optimizer_kind
 from pretrain.run import Observer, Run
 
 PROBE_BLOCKS = 8
@@ -96,7 +96,7 @@ class Saver(Observer):
                 "probe": probe,
                 "precision": run.recipe.train.precision,
                 "loss_scale": engines.loss_scale(run.engine),
-                "optimizer": {"kind": OPTIMIZER},
+                "optimizer": {"kind": optimizer_kind(run.recipe)},
                 "model": vars(run.config),
                 "data": run.data,
             }

@@ -1,8 +1,10 @@
 """The ways to start a run: torchrun, deepspeed by module and by file, the shell scripts."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,38 @@ def test_a_mistake_under_torchrun_is_one_line_of_rank_0(sample_folder: Path, tmp
     )
     ours = [line for line in result.stderr.splitlines() if line.startswith("biogpt: error:")]
     assert result.returncode != 0 and len(ours) == 1 and "did you mean train.steps?" in ours[0]
+
+
+FAKE_SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$*" >> requeued; fi
+"""
+
+
+def test_the_slurm_script_saves_at_the_warning_and_requeues(sample_folder: Path, tmp_path: Path) -> None:
+    """With srun and scontrol of our own, for Slurm is not here; USR1 comes to the script, as `--signal=B:USR1` says."""
+    (tmp_path / "bin").mkdir()
+    for name, content in {"srun": '#!/usr/bin/env bash\nexec "$@"\n', "scontrol": FAKE_SCONTROL}.items():
+        (tmp_path / "bin" / name).write_text(content)
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = {"NNODES": "1", "NODEID": "0", "GPUS_ON_NODE": "2", "JOB_ID": "77", "JOB_NODELIST": "here"}
+    environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
+    environment["PATH"] = f"{tmp_path / 'bin'}:{BIN}:{environment['PATH']}"
+    job = ["bash", str(ROOT / "launch" / "slurm.sbatch"), "tiny"]
+    chosen = settings(sample_folder / "shards", tmp_path / "my-run", "evaluate.max_blocks=2")
+    process = subprocess.Popen([*job, *chosen, "train.steps=100000"], cwd=tmp_path, env=environment)
+    try:
+        deadline, path = time.monotonic() + 60, tmp_path / "my-run" / "metrics.jsonl"
+        while not (path.exists() and max(metrics(tmp_path / "my-run", "train/loss"), default=0) >= 3):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGUSR1)
+        process.wait(60)
+    finally:
+        process.kill()
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    stopped = int((tmp_path / "my-run" / "latest").read_text().removeprefix("step-"))
+    assert stopped == max(metrics(tmp_path / "my-run", "train/loss"))
+    # The job begins again and finishes; then it is not requeued.
+    subprocess.run([*job, *chosen, f"train.steps={stopped + 2}"], cwd=tmp_path, env=environment, check=True, timeout=90)
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    assert (tmp_path / "my-run" / "latest").read_text() == f"step-{stopped + 2:07d}"

@@ -24,5 +24,6 @@ def test_presets_have_the_published_parameter_counts(preset: str, vocab_size: in
     ],
 )
 def test_a_bad_shape_is_named(change: dict[str, Any], message: str) -> None:
+    shape: dict[str, Any] = PRESETS["tiny"] | {"vocab_size": 8} | change
     with pytest.raises(ValueError, match=message):
-        DecoderConfig(**(PRESETS["tiny"] | {"vocab_size": 8} | change))
+        DecoderConfig(**shape)
