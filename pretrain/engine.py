@@ -8,8 +8,11 @@ import io
 import logging
 import math
 import os
+import shutil
 import socket
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +96,7 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
         "weight_decay": recipe.optimizer.weight_decay,
     }
     if recipe.deepspeed.offload_optimizer:
+        require_compiler()
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:
         optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
@@ -106,6 +110,16 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
     with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use, unasked
         engine, *_ = deepspeed.initialize(model=decoder, optimizer=optimizer, config=config, dist_init_required=False)
     return engine, optimizer
+
+
+def require_compiler() -> None:
+    """UserError where DeepSpeed could not compile its CPU Adam. pip's ninja lies beside our Python."""
+    os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+    missing = [name for name in ("g++", "ninja") if not shutil.which(name)]
+    if missing:
+        raise UserError(
+            f"deepspeed.offload_optimizer = true: {missing[0]} is missing, which compiles DeepSpeed's CPU Adam"
+        )
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:

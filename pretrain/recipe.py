@@ -230,6 +230,11 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
         )
     if recipe.deepspeed.offload_optimizer and recipe.deepspeed.stage == 0:
         raise UserError(f"{source}: deepspeed.offload_optimizer = true: needs deepspeed.stage 1, 2 or 3")
+    if recipe.deepspeed.offload_optimizer and recipe.deepspeed.stage < 3 and recipe.model.layerdrop:
+        raise UserError(
+            f"{source}: deepspeed.offload_optimizer = true with model.layerdrop: stages 1 and 2 would update a dropped"
+            " layer with its gradient of an earlier step (DeepSpeed 0.19); use deepspeed.stage=3"
+        )
     if recipe.deepspeed.offload_parameters and recipe.deepspeed.stage != 3:
         raise UserError(f"{source}: deepspeed.offload_parameters = true: needs deepspeed.stage=3")
     if recipe.schedule.kind == "wsd" and not recipe.schedule.decay_steps:

@@ -56,6 +56,29 @@ def test_a_resumed_run_gives_the_same_bits(
     assert read_manifest(ends[0], "checkpoint")["files"] == read_manifest(ends[1], "checkpoint")["files"]
 
 
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_offloaded_run_learns_as_the_other_and_resumes(
+    stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """To float rounding only: CPU Adam multiplies its powers of beta up step by step and cannot be set back exactly."""
+    shards, run = sample_folder / "shards", tmp_path / "run"
+    layout = zero_3_settings(tmp_path) if stage == 3 else ["deepspeed.stage=1", "model.layerdrop=0"]
+    offload = [*layout, "deepspeed.offload_optimizer=true", f"deepspeed.offload_parameters={str(stage == 3).lower()}"]
+    two_ranks.run(run_case, settings(shards, tmp_path / "plain", *MORE, *layout))
+    two_ranks.run(run_case, settings(shards, run, *MORE, *offload), timeout=400)
+    plain, losses = metrics(tmp_path / "plain", "train/loss"), metrics(run, "train/loss")
+    assert max(abs(plain[step] - losses[step]) for step in plain) < 1e-5
+    resumed = back_to_step_4(run, tmp_path / "resumed")
+    two_ranks.run(run_case, settings(shards, resumed, *MORE, *offload))
+    again = metrics(resumed, "train/loss")
+    assert max(abs(again[step] - losses[step]) for step in losses) < 1e-5
+    with pytest.raises(
+        AssertionError, match=r"optimizer kind = deepspeed\.ops\.adam\.DeepSpeedCPUAdam, this run torch"
+    ):
+        two_ranks.run(run_case, settings(shards, resumed, *MORE, *layout))
+
+
 def test_another_stage_and_number_of_ranks_go_on_with_the_same_losses(
     two_ranks: Ranks, one_rank: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

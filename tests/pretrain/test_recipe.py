@@ -55,6 +55,7 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
         (["train.precision=bf16", "deepspeed.stage=0"], "use deepspeed.stage=1"),
         (["train.precision=fp16", "deepspeed.stage=0"], "use deepspeed.stage=1"),
         (["deepspeed.offload_optimizer=true", "deepspeed.stage=0"], "needs deepspeed.stage 1, 2 or 3"),
+        (["deepspeed.offload_optimizer=true", "model.layerdrop=0.1"], "use deepspeed.stage=3"),
         (["deepspeed.offload_parameters=true"], "needs deepspeed.stage=3"),
         (["schedule.kind=wsd"], "needs schedule.decay_steps"),
         (["schedule.kind=wsd", "schedule.decay_steps=190"], "more than train.steps 200"),
