@@ -61,8 +61,10 @@ class TrainingBlocks:
         """Inputs and targets of a block, (context_length,) int64 each."""
         epoch, position = divmod(number, self.blocks_per_epoch)
         if epoch != self._epoch:
-            keys = mix64(np.arange(self.blocks_per_epoch), salt=self._salt(epoch, 0))
-            self._epoch, self._order = epoch, np.argsort(keys, kind="stable")
+            self._epoch, self._order = epoch, np.arange(self.blocks_per_epoch)
+            salt = self._salt(epoch, 0)
+            # In place: 8 bytes a block are all it takes. RandomState's stream is frozen; Generator's may change.
+            np.random.RandomState([salt % 2**32, salt // 2**32]).shuffle(self._order)
         offset = int(mix64(np.array([epoch]), salt=self._salt(epoch, 1))[0] % np.uint64(self._context_length))
         start = offset + int(self._order[position]) * self._context_length
         tokens = self._stream.read(start - 1, start + self._context_length)

@@ -41,19 +41,19 @@ def write_index(prefix: Path, dtype: np.dtype, lengths: np.ndarray, text_bytes: 
 
 
 class IndexedTokens:
-    """Reader of one shard. `tokens` is a memory map of all documents, one after the other."""
+    """Reader of one shard, all in memory maps. `tokens` are those of all documents, one after the other."""
 
     def __init__(self, prefix: Path) -> None:
         index = prefix.with_name(prefix.name + ".idx")
-        content = index.read_bytes()
-        header = struct.calcsize("<QBQQ")
-        if content[: len(MAGIC)] != MAGIC or len(content) < len(MAGIC) + header:
+        content = np.memmap(index, np.uint8, "r") if index.stat().st_size else np.zeros(0, np.uint8)
+        start = len(MAGIC) + struct.calcsize("<QBQQ")
+        head = content[:start].tobytes()
+        if head[: len(MAGIC)] != MAGIC or len(head) < start:
             raise UserError(f"{index}: not a Megatron index")
-        version, code, sequences, documents = struct.unpack_from("<QBQQ", content, len(MAGIC))
-        expected = len(MAGIC) + header + 12 * sequences + 8 * documents
-        if version != 1 or code not in DTYPES or len(content) != expected:
+        version, code, sequences, documents = struct.unpack_from("<QBQQ", head, len(MAGIC))
+        if version != 1 or code not in DTYPES or len(content) != start + 12 * sequences + 8 * documents:
             raise UserError(f"{index}: damaged Megatron index; make the shards again")
-        self.lengths = np.frombuffer(content, "<i4", sequences, len(MAGIC) + header)
+        self.lengths = content[start : start + 4 * sequences].view("<i4")
         data = prefix.with_name(prefix.name + ".bin")
         dtype = np.dtype(DTYPES[code])
         if data.stat().st_size != int(self.lengths.sum()) * dtype.itemsize:

@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -199,3 +201,41 @@ def test_unigram_entropy_equals_a_plain_count(folder: Path, tmp_path: Path, stre
     assert unigram_entropy(stream) == pytest.approx(expected, rel=1e-12)
     manifest = write_shards(tmp_path, [[[7, 8, 9, EOS]]])
     assert unigram_entropy(TokenStream(tmp_path, manifest, "train")) == pytest.approx(math.log(4))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from data.blocks import TokenStream, TrainingBlocks
+
+def anonymous_bytes():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+before = anonymous_bytes()
+stream = TokenStream(Path(sys.argv[1]), {"files": {"train-00000.idx": {}}}, "train")
+blocks = TrainingBlocks(stream, 1024, seed=1)
+for number in range(64):
+    blocks.read(number)
+print(blocks.blocks_per_epoch, anonymous_bytes() - before)
+"""
+
+
+def test_memory_grows_by_8_bytes_a_block_with_the_corpus(tmp_path: Path) -> None:
+    """Anonymous memory of a reader of 0.5 and of 2 billion tokens (a sparse file): the slope between them."""
+    measured = []
+    for documents in (2_000_000, 8_000_000):
+        folder = tmp_path / str(documents)
+        folder.mkdir()
+        lengths = np.full(documents, 250, np.int32)
+        write_index(folder / "train-00000", np.dtype(np.uint16), lengths, lengths)
+        with (folder / "train-00000.bin").open("wb") as stream:
+            stream.truncate(2 * 250 * documents)
+        result = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True
+        )
+        measured.append([int(figure) for figure in result.stdout.split()])
+    (blocks, memory), (more_blocks, more_memory) = measured
+    slope = (more_memory - memory) / (more_blocks - blocks)
+    print(f"{slope:.2f} bytes a block")
+    assert more_blocks > 1_900_000 and slope < 8.5
