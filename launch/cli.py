@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from data.files import UserError
+from data.files import UserError, verify_files
 
 app = typer.Typer(
     help="From PubMed XML to a biomedical language model that transformers loads.",
@@ -111,7 +111,9 @@ def train(
     loaded = load_recipe(recipe, settings or [])
     manifest = check_inputs(loaded, ranks)
     config = loaded.decoder_config(manifest["counts"]["vocabulary"])
-    checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)  # the ranks do
+    # The ranks verify again; here a mistake is still one line, not torchrun's report of a failure.
+    verify_files(Path(loaded.data.shards), manifest)
+    checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
     check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, config, data_identity(loaded))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}

@@ -41,7 +41,7 @@ from deepspeed.utils import (
 
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls of old names
-Engine = Any  # Engine, whose annotations do not describe it
+Engine = Any  # a DeepSpeedEngine, whose annotations do not describe it
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -29,10 +29,10 @@ class StopWish:
         self._job_end = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - SLURM_MARGIN_SECONDS
         if rank == 0:
             self._stop_file.unlink(missing_ok=True)  # of an earlier process, which it may never have reached
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
         self._before = [signal.signal(number, lambda *_: None) for number in SIGNALS]
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
 
     def _watch(self, reader: int) -> None:
@@ -42,6 +42,7 @@ class StopWish:
             if self._signalled and time.monotonic() - self._signalled > ONE_WISH_SECONDS:
                 os._exit(128 + received[0])
             self._signalled = self._signalled or time.monotonic()
+        os.close(reader)
 
     def code(self) -> int:
         """The reason this rank has to stop; files and clocks are rank 0's to look at."""
@@ -59,6 +60,7 @@ class StopWish:
     def close(self) -> None:
         """Give the signals back and take an obeyed stop file away."""
         signal.set_wakeup_fd(-1)
+        os.close(self._writer)  # ends the thread
         for number, handler in zip(SIGNALS, self._before, strict=True):
             signal.signal(number, handler)
         if self._rank == 0:

@@ -77,7 +77,7 @@ class Reporter(Observer):
     def __init__(self, run: Run) -> None:
         self.metrics = Metrics(run.folder, run.step, run.recipe.train.steps) if run.rank == 0 else None
         self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
-        self._since, self._tokens = time.monotonic(), 0
+        self._steps, self._seconds = 0, 0.0  # since the last report, without evaluations and checkpoints
 
     def begin(self, run: Run) -> None:
         """The first line."""
@@ -99,7 +99,7 @@ class Reporter(Observer):
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
         """Record every n-th step; speak at once of a skipped step and of a spike."""
         loss = report["loss"]
-        self._tokens += run.recipe.train.global_batch_tokens
+        self._steps, self._seconds = self._steps + 1, self._seconds + report["seconds"]
         if not report["applied"]:
             self.say(run, f"warning: skipped, a gradient is not finite (blocks {report['blocks']}, loss {loss:.4f})")
         elif len(self._recent) == SPIKE_WINDOW and loss > spike_bound(self._recent):
@@ -110,8 +110,8 @@ class Reporter(Observer):
             self._report(run, report)
 
     def _report(self, run: Run, report: dict[str, Any]) -> None:
-        speed = self._tokens / (time.monotonic() - self._since)
-        self._since, self._tokens = time.monotonic(), 0
+        speed = self._steps * run.recipe.train.global_batch_tokens / self._seconds
+        self._steps, self._seconds = 0, 0.0
         values = {f"train__{name}": report[name] for name in ("loss", "learning_rate", "gradient_norm")}
         values |= {"train__tokens_per_second": speed, "train__skipped_steps": run.skipped}
         text = f"loss {report['loss']:.4f}  lr {report['learning_rate']:.2e}  {speed:,.0f} tokens/s"

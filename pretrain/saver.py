@@ -1,7 +1,8 @@
 """The observer that writes a run's checkpoints, and what ranks agree on when they load one."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -20,34 +21,35 @@ from pretrain.metrics import Reporter
 from pretrain.recipe import optimizer_kind
 from pretrain.run import Observer, Run
 
+Result = TypeVar("Result")
 PROBE_BLOCKS = 8
 PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """How far the first loss after a resume may be from the recorded one, in nats: another layout sums in another order."""
 
 
-def agree(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    box = [value]
+def on_rank_0(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What the function gives on rank 0, on every rank. Its UserError too, so that no rank waits for one that left."""
+    box: list[Any] = [None, ""]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = function(*arguments)
+        except UserError as error:
+            box[1] = str(error)
     dist.broadcast_object_list(box)
+    if box[1]:
+        raise UserError(box[1])
     return box[0]
 
 
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """The newest whole checkpoint and its state, (None, {}) for a new run. Rank 0 looks, all ranks get the same."""
-    name, fault = "", ""
+    checkpoint, faults = on_rank_0(newest_checkpoint, folder)
+    if checkpoint is None:
+        return None, {}
     if dist.get_rank() == 0:
-        try:
-            found, faults = newest_checkpoint(folder)
-            name = found.name if found else ""
-            for damage in faults:
-                print(f"biogpt: warning: {damage}; going on from {name}", flush=True)
-        except UserError as error:
-            fault = str(error)
-    name, fault = agree((name, fault))
-    if fault:
-        raise UserError(fault)
-    checkpoint = folder / "checkpoints" / name if name else None
-    return checkpoint, read_state(checkpoint) if checkpoint else {}
+        for fault in faults:
+            print(f"biogpt: warning: {fault}; going on from {checkpoint.name}", flush=True)
+    return checkpoint, read_state(checkpoint)
 
 
 class Saver(Observer):
@@ -71,7 +73,7 @@ class Saver(Observer):
         """Save where it is due. Where the disk has no room the run goes on, unless this was its last step."""
         if not run.ending and run.step % run.recipe.checkpoint.every_steps:
             return
-        fault = agree(space_fault(run.folder, run.config) if run.rank == 0 else "")
+        fault = on_rank_0(space_fault, run.folder, run.config)
         if not fault:
             self._save(run)
         elif run.ending:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pretrain.interrupt import REASONS, StopWish
 from pretrain.metrics import Reporter
 from pretrain.recipe import Recipe, check_inputs, data_identity, load_recipe, write_recipe
 from pretrain.run import Observer, Run
-from pretrain.saver import Saver, agree, load_newest
+from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
 
 
@@ -76,9 +77,8 @@ def build(recipe: Recipe, device: torch.device) -> Run:
     shards, folder = Path(recipe.data.shards), Path(recipe.train.run)
     config = recipe.decoder_config(manifest["counts"]["vocabulary"])
     data = data_identity(recipe)
-    if rank == 0:
-        verify_files(shards, manifest)
-    fault = agree(space_fault(folder, config) if rank == 0 else "")
+    on_rank_0(verify_files, shards, manifest)
+    fault = on_rank_0(space_fault, folder, config)
     if fault:
         raise UserError(fault)
     resumed, state = load_newest(folder)
@@ -122,6 +122,7 @@ def build(recipe: Recipe, device: torch.device) -> Run:
 
 def update(run: Run, wish: StopWish) -> dict[str, Any]:
     """One optimizer step on the global batch of `run.step`. Returns its loss in nats a token and what went with it."""
+    started = time.monotonic()
     recipe, engine = run.recipe, run.engine
     micro_batch_size, size = recipe.train.micro_batch_size, recipe.global_batch_size()
     rate = learning_rate(recipe, run.step)
@@ -160,6 +161,7 @@ def update(run: Run, wish: StopWish) -> dict[str, Any]:
         "gradient_norm": norm,
         "applied": applied,
         "blocks": blocks,
+        "seconds": time.monotonic() - started,
     }
 
 

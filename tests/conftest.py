@@ -24,15 +24,9 @@ def one_rank() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """raw/, corpus/, tokenizer/ and shards/ of a small embedded sample: 400 citations, 300 merges."""
-    from data.corpus import make_corpus
-    from data.sample import write_sample
-    from data.shards import make_shards
-    from data.tokenizer import train_tokenizer
+    """raw/, corpus/, tokenizer/ and shards/ of a small embedded sample."""
+    from tests.pretrain.runs import make_sample
 
     folder = tmp_path_factory.mktemp("sample")
-    write_sample(folder / "raw", citations=400)
-    make_corpus([folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
-    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=300, min_count=1, workers=1)
-    make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=1)
+    make_sample(folder)
     return folder

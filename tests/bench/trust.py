@@ -21,31 +21,18 @@ import psutil
 import torch
 
 from data.blocks import TokenStream, TrainingBlocks
-from data.corpus import make_corpus
 from data.files import UserError, read_manifest
 from data.indexed import write_index
-from data.sample import write_sample
-from data.shards import make_shards
-from data.tokenizer import train_tokenizer
 from pretrain import engine as engines
 from pretrain.checkpoint import list_checkpoints, verify_checkpoint
 from pretrain.recipe import load_recipe
 from pretrain.train import train
 from tests.bench.machine import machine
-from tests.pretrain.runs import metrics, settings, zero_3_settings
+from tests.pretrain.runs import make_sample, metrics, settings, zero_3_settings
 
 STEPS, EVERY = 120, 15
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node=2"]
 CURVES = ("train/loss", "validation/loss", "train/learning_rate", "train/gradient_norm")
-
-
-def sample(folder: Path) -> Path:
-    """Shards of the embedded sample."""
-    write_sample(folder / "raw", citations=400)
-    make_corpus([folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
-    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=300, min_count=1, workers=1)
-    make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=1)
-    return folder / "shards"
 
 
 def chosen(shards: Path, run: Path, stage: int) -> list[str]:
@@ -200,7 +187,8 @@ def main() -> None:
     number = parser.parse_args().kills
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shards = sample(folder / "sample")
+        make_sample(folder / "sample")
+        shards = folder / "sample" / "shards"
         good, _ = kills(folder, shards, number)
         found, tried = flips(folder / "whole-1", each=50)
         step, outside = overhead(folder, shards)

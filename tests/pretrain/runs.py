@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.corpus import make_corpus
+from data.sample import write_sample
+from data.shards import make_shards
+from data.tokenizer import train_tokenizer
 from pretrain.recipe import load_recipe
 from pretrain.train import train
 
@@ -18,6 +22,14 @@ ZERO_3_WITHOUT_THRESHOLDS = {
     },
     "data_types": {"grad_accum_dtype": "fp32"},
 }
+
+
+def make_sample(folder: Path) -> None:
+    """raw/, corpus/, tokenizer/ and shards/ of a small embedded sample: 400 citations, 300 merges."""
+    write_sample(folder / "raw", citations=400)
+    make_corpus([folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
+    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=300, min_count=1, workers=1)
+    make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=1)
 
 
 def settings(shards: Path, run: Path, *more: str) -> list[str]:

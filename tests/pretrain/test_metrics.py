@@ -1,13 +1,17 @@
 """What a run reports: figures of speed, metrics.jsonl and TensorBoard over a resume."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.metrics import Metrics, flops_per_token
+from pretrain.metrics import Metrics, Reporter, flops_per_token
 from pretrain.recipe import load_recipe
+from pretrain.run import Run
 
 
 def test_flops_of_biogpt_are_the_published_figure() -> None:
@@ -55,3 +59,28 @@ def test_progress_lines_are_plain_where_there_is_no_terminal(
     metrics.close()
     out = capsys.readouterr().out
     assert out.startswith("step 5/10  loss 1.0") and "\x1b" not in out and out.endswith("\n")
+
+
+def observed(tmp_path: Path, losses: list[float]) -> str:
+    """What a reporter prints over steps with these losses."""
+    tmp_path.mkdir()
+    recipe = load_recipe("tiny", ["train.steps=1000", "log.every_steps=1000"])
+    unused: Any = None
+    run = Run(
+        recipe=recipe, folder=tmp_path, config=recipe.decoder_config(100), data={}, engine=unused, optimizer=unused,
+        device=unused, rank=0, ranks=1, train=unused, validation=unused,
+    )  # fmt: skip
+    reporter, said = Reporter(run), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for loss in losses:
+            run.step += 1
+            reporter.after_step(run, {"loss": loss, "applied": True, "blocks": "", "seconds": 1.0})
+    reporter.close()
+    return said.getvalue()
+
+
+def test_a_spike_is_reported_once_and_what_is_usual_is_not(tmp_path: Path) -> None:
+    usual = [5.0 + 0.02 * (step % 3) for step in range(120)]
+    assert observed(tmp_path / "usual", usual) == ""
+    said = observed(tmp_path / "spike", [*usual, 6.5, *usual[:20]])
+    assert said.count("warning") == 1 and "step 121/1000  warning: loss 6.5000 is a spike over 5.0" in said
