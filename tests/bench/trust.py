@@ -1,6 +1,6 @@
 """Can a run be trusted? `python -m tests.bench.trust` kills runs, flips bytes, times the loop, and prints a table.
 
-Runs on the embedded sample; about 15 minutes on two cores. `--kills N` for fewer.
+Runs on the embedded sample; about 8 minutes on two cores. `--kills N` for fewer.
 """
 
 import argparse
