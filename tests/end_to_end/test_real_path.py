@@ -31,7 +31,7 @@ def test_pubmed_xml_to_a_model_that_plain_transformers_loads(tmp_path: Path) -> 
     biogpt(tmp_path, "shards", "corpus", "--tokenizer", "tokenizer", "--out", "shards", "--workers", "2")
     settings = ["train.steps=12", "schedule.warmup_steps=5", "deepspeed.stage=2", "evaluate.max_blocks=16"]
     trained = biogpt(tmp_path, "train", "tiny", *settings, "--ranks", "2")
-    assert "ZeRO 2, 2 ranks" in trained and "next: biogpt export run" in trained
+    assert "ZeRO 2, fp32, 2 ranks" in trained and "next: biogpt export run" in trained
     exported = biogpt(tmp_path, "export", "run", "--out", "hf")
     losses = list(metrics(tmp_path / "run", "validation/loss").values())
     assert losses[-1] < losses[0] - 0.5
