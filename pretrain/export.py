@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.blocks import IGNORED, TokenStream, held_out_batch
-from data.files import UserError, make_folder, read_json, read_manifest, sha256, verify_files, write_json
+from data.files import MANIFEST, UserError, make_folder, read_json, read_manifest, sha256, verify_files, write_json
 from data.shards import make_shards
 from data.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES
 from model.config import DecoderConfig
@@ -25,6 +25,7 @@ from pretrain.recipe import Recipe, load_recipe
 LOSS_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """How far the export's held-out loss, in fp32, may be from the run's, in its own precision, in nats a token."""
 LOGITS_BOUND = 1e-4
+HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 def load_run(run: Path) -> tuple[Recipe, Path, dict[str, Any]]:
@@ -107,8 +108,13 @@ def load_hf(folder: Path, device: torch.device) -> Any:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights
-    if read_json(folder / "config.json").get("model_type") != "biogpt":
+    if (folder / MANIFEST).is_file():  # a folder from elsewhere has none
+        verify_files(folder, read_manifest(folder, "hf"))
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("model_type") != "biogpt":
         raise UserError(f"{folder}: its config.json is not a BioGPT's")
+    if not any((folder / name).exists() for name in HF_WEIGHTS):
+        raise UserError(f"{folder}: has no weights ({' or '.join(HF_WEIGHTS)})")
     return BioGptForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
 
 
@@ -186,7 +192,11 @@ def generate(folder: Path, prompt: str, max_new_tokens: int, sample: bool, seed:
     from transformers import BioGptTokenizer
 
     device = best_device()
-    model, tokenizer = load_hf(folder, device), BioGptTokenizer.from_pretrained(folder)
+    model = load_hf(folder, device)
+    for name in TOKENIZER_FILES[:2]:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: no such file; the folder has no tokenizer")
+    tokenizer = BioGptTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
     room = model.config.max_position_embeddings - encoded["input_ids"].shape[1]

@@ -151,8 +151,24 @@ def test_evaluate_refuses_shards_of_another_tokenizer(hf: Path, sample_folder: P
     shutil.copytree(hf, other)
     vocabulary = json.loads((other / "vocab.json").read_text())
     (other / "vocab.json").write_text(json.dumps(vocabulary))  # the same content, other bytes
+    (other / "manifest.json").unlink()
     with pytest.raises(UserError, match="another tokenizer"):
         evaluate_folder(other, sample_folder / "shards", None, "test")
+
+
+def test_a_damaged_or_incomplete_folder_is_named(hf: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "vocab.json", "config.json"):
+        copy = tmp_path / name
+        shutil.copytree(hf, copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: changed since it was written"):
+            generate(copy, "The", 3, sample=False, seed=1)
+        (copy / "manifest.json").unlink()
+        (copy / name).unlink()
+        with pytest.raises(UserError, match=name):
+            generate(copy, "The", 3, sample=False, seed=1)
 
 
 def test_generation_is_transformers_own(hf: Path) -> None:
