@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from data.files import UserError, seal, write_json
+from launch.cli import app
+from pretrain import checkpoint as checkpoints
 from pretrain.checkpoint import CheckpointWriter, list_checkpoints, newest_checkpoint, prune, step_of
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import metrics, run_case, settings
@@ -201,3 +204,49 @@ def test_a_first_loss_other_than_recorded_is_an_error(
     writer.finish(state)
     assert one_rank.run(run_case, chosen) == [10]
     assert load_recipe("tiny", chosen).train.steps == 10
+
+
+def test_a_checkpoint_that_reads_back_other_than_written_is_not_finished(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that lies: one value of one tensor comes back changed."""
+    read = checkpoints.load_file
+
+    def lying(path: Path) -> Any:
+        tensors = read(path)
+        tensors["biogpt.layer_norm.weight"][3] += 1
+        return tensors
+
+    writer = CheckpointWriter(tmp_path, 3)
+    writer.add("model", CheckpointTensors.of(run, "model"))
+    monkeypatch.setattr(checkpoints, "load_file", lying)
+    with pytest.raises(RuntimeError, match=r"layer_norm\.weight reads back other than it was written"):
+        writer.add("exp_avg", CheckpointTensors.of(run, "exp_avg"))
+    assert list_checkpoints(tmp_path) == [] and newest_checkpoint(tmp_path) == (None, [])
+
+
+def test_checkpoints_are_listed_and_damage_is_exit_code_2(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    good = CliRunner().invoke(app, ["checkpoints", str(tmp_path / "run"), "--verify"])
+    assert good.exit_code == 0 and good.output.count("whole") == 3 and good.output.count("latest") == 1
+    rows = [line.split() for line in good.output.splitlines() if "whole" in line]
+    assert [row[1] for row in rows] == ["9", "6", "3"]
+    assert float(rows[0][3]) == pytest.approx(metrics(run, "validation/loss")[9], abs=1e-4)
+    moments = tmp_path / "run" / "checkpoints" / "step-0000006" / "exp_avg.safetensors"
+    moments.write_bytes(moments.read_bytes()[:-1] + b"!")
+    bad = CliRunner().invoke(app, ["checkpoints", str(tmp_path / "run"), "--verify"])
+    assert isinstance(bad.exception, UserError) and "1 damaged" in str(bad.exception)
+    assert "exp_avg.safetensors" in bad.output and bad.output.count("whole") == 2
+
+
+def test_a_damaged_shard_is_named_on_every_rank_before_anything_is_written(
+    two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sample_folder / "shards", tmp_path / "shards")
+    shard = tmp_path / "shards" / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    said = two_ranks.run(refused_case, settings(tmp_path / "shards", tmp_path / "run", *MORE))
+    assert said[0] == said[1] and "train-00000.bin: changed since it was written" in said[0]
+    assert not (tmp_path / "run").exists()
