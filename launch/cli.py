@@ -212,7 +212,7 @@ def export(
     counts = export_run(run, out, shards)["counts"]
     print(
         f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
-        f" {counts['held_out_loss_transformers']:.6f} by transformers, {counts['held_out_loss']:.6f} recorded;"
+        f" {counts['held_out']['loss']:.6f} by transformers, {counts['recorded_loss']:.6f} recorded;"
         f" logits equal to {counts['largest_logit_difference']:.1e}"
     )
 

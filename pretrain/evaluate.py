@@ -12,6 +12,8 @@ from data.blocks import IGNORED, TokenStream, held_out_batch
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
 
+PROBE_BLOCKS = 8
+"""The first blocks of the held-out stream, whose loss every checkpoint records and every resume and export compares."""
 NegativeLogLikelihood = Callable[[Tensor, Tensor], Tensor]
 """(inputs (B, T), targets (B, T)) -> summed negative log-likelihood in nats."""
 
@@ -66,7 +68,10 @@ def evaluate_run(run: Run, max_blocks: int) -> dict[str, Any]:
 
 
 class Evaluator(Observer):
-    """Evaluates at step 0, every n-th step, before each checkpoint and at the end."""
+    """Evaluates at step 0, every n-th step, before each checkpoint and after the last step.
+
+    Not where the run is stopped before: a launcher may kill soon, and the checkpoint comes first.
+    """
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -78,7 +83,8 @@ class Evaluator(Observer):
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
         """Where it is due."""
         recipe = run.recipe
-        if run.ending or not run.step % recipe.evaluate.every_steps or not run.step % recipe.checkpoint.every_steps:
+        due = run.step % recipe.evaluate.every_steps == 0 or run.step % recipe.checkpoint.every_steps == 0
+        if (due and not run.stop_reason) or run.step == recipe.train.steps:
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:

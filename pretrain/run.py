@@ -30,8 +30,8 @@ class Run:
     validation: TokenStream
     resumed_from: str = ""
     """Name of the checkpoint that the run went on from."""
-    recorded_probe: float | None = None
-    """Loss of the first held-out blocks that the checkpoint recorded, None where these are other blocks."""
+    recorded_probe: dict[str, Any] = field(default_factory=dict)
+    """Loss of the first held-out blocks that the checkpoint recorded, and its precision; empty for other blocks."""
     step: int = 0
     """Optimizer steps done, skipped ones included."""
     skipped: int = 0

@@ -16,13 +16,12 @@ from pretrain.checkpoint import (
     read_state,
     space_fault,
 )
-from pretrain.evaluate import evaluate_run
+from pretrain.evaluate import PROBE_BLOCKS, evaluate_run
 from pretrain.metrics import Reporter
 from pretrain.recipe import optimizer_kind
 from pretrain.run import Observer, Run
 
 Result = TypeVar("Result")
-PROBE_BLOCKS = 8
 PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """How far the first loss after a resume may be from the recorded one, in nats: another layout sums in another order."""
 
@@ -60,13 +59,14 @@ class Saver(Observer):
 
     def begin(self, run: Run) -> None:
         """The first loss after a resume against the one that was recorded."""
-        if run.recorded_probe is None:
+        if not run.recorded_probe:
             return
-        found = evaluate_run(run, PROBE_BLOCKS)["loss"]
-        if not abs(found - run.recorded_probe) <= PROBE_BOUND[run.recipe.train.precision]:
+        recorded, found = run.recorded_probe["loss"], evaluate_run(run, PROBE_BLOCKS)["loss"]
+        bound = max(PROBE_BOUND[run.recipe.train.precision], PROBE_BOUND[run.recorded_probe["precision"]])
+        if not abs(found - recorded) <= bound:
             raise RuntimeError(
                 f"the first loss after the resume from {run.resumed_from} is {found:.6f}, recorded was"
-                f" {run.recorded_probe:.6f}: the weights did not come back"
+                f" {recorded:.6f}: the weights did not come back"
             )
 
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
@@ -95,8 +95,7 @@ class Saver(Observer):
                 "skipped": run.skipped,
                 "held_out": run.held_out,
                 "best": run.best,
-                "probe": probe,
-                "precision": run.recipe.train.precision,
+                "probe": {"loss": probe, "precision": run.recipe.train.precision},
                 "loss_scale": engines.loss_scale(run.engine),
                 "optimizer": {"kind": optimizer_kind(run.recipe)},
                 "model": vars(run.config),

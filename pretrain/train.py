@@ -116,7 +116,7 @@ def build(recipe: Recipe, device: torch.device) -> Run:
         skipped=state.get("skipped", 0),
         held_out=state.get("held_out", {}),
         best=state.get("best", {}),
-        recorded_probe=state["probe"] if resumed and state["data"]["shards"] == data["shards"] else None,
+        recorded_probe=state["probe"] if resumed and state["data"]["shards"] == data["shards"] else {},
     )
 
 

@@ -119,6 +119,19 @@ def test_a_loss_that_was_not_recorded_is_found(run: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_stopped_between_evaluations_is_compared_by_its_probe(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = exports.read_state(newest_checkpoint(run)[0] or tmp_path)
+    state["held_out"]["step"] = 3
+    monkeypatch.setattr(exports, "read_state", lambda _: state)
+    counts = export(run, tmp_path / "hf")["counts"]
+    assert counts["recorded_loss"] == state["probe"]["loss"] and counts["held_out"]["tokens"] == 8 * 64
+    state["probe"]["loss"] += 2e-4
+    with pytest.raises(RuntimeError, match="held-out loss is"):
+        export(run, tmp_path / "other")
+
+
 def test_export_again_does_nothing_and_mistakes_are_named(run: Path, hf: Path, tmp_path: Path) -> None:
     before = (hf / "model.safetensors").stat().st_mtime_ns
     export(run, hf)

@@ -188,7 +188,7 @@ def test_a_first_loss_other_than_recorded_is_an_error(
     shutil.copytree(run, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-0000009"
     state = json.loads((newest / "state.json").read_text())
-    state["probe"] += 0.01
+    state["probe"]["loss"] += 0.01
     shutil.rmtree(newest)
     writer = CheckpointWriter(tmp_path / "run", 9)
     for kind in ("model", "exp_avg", "exp_avg_sq"):
@@ -197,7 +197,7 @@ def test_a_first_loss_other_than_recorded_is_an_error(
     chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, "train.steps=10", "train.micro_batch_size=8")
     with pytest.raises(AssertionError, match="the weights did not come back"):
         one_rank.run(run_case, chosen)
-    state["probe"] -= 0.01
+    state["probe"]["loss"] -= 0.01
     writer = CheckpointWriter(tmp_path / "run", 9)
     for kind in ("model", "exp_avg", "exp_avg_sq"):
         writer.add(kind, CheckpointTensors.of(run, kind))
