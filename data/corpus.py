@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.files import UserError, input_files, make_folder
+from data.files import UserError, input_files, make_folder, parts_folder
 from data.hashing import mix64
 from data.medline import Deletion, read_medline
-from data.workers import run_tasks
+from data.workers import Task, run_tasks
 
 SPLITS = ("train", "validation", "test")
 ROWS_PER_FILE = 100_000
@@ -45,28 +45,28 @@ def make_corpus(
     """Read files and folders of NLM's XML and write the corpus folder `out`. Returns its manifest.
 
     validation_fraction, test_fraction: shares of the citations, drawn by a hash of the PMID.
-    Raises UserError naming the input that is missing or damaged; nothing is left behind then.
+    Raises UserError naming a missing input, TasksFailed naming the damaged ones. What each file gave stays in the
+    folder `out.parts` for the next run: an update file more does not have the others parsed again.
     """
     for name, value in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= value < 1:
             raise UserError(f"--{name}-fraction {value}: must be at least 0 and below 1")
     if validation_fraction + test_fraction >= 1:
         raise UserError("--validation-fraction and --test-fraction leave nothing for training; lower them")
-    files = list_files(raw)
-    request = {
+    files, folders = list_files(raw), parts_folder(out)
+    request: dict[str, Any] = {
         "inputs": input_files(files),
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
     }
 
     def fill(folder: Path) -> dict[str, Any]:
-        parts = [folder / f"part-{index:05d}.parquet" for index in range(len(files))]
-        run_tasks(write_part, list(zip(files, parts, strict=True)), workers, "corpus: reading files")
+        tasks = [Task("corpus part", file, request["inputs"][file.name], folders / file.name, {}) for file in files]
+        run_tasks(write_part, tasks, workers, "corpus: reading files")
+        parts = [task.folder / "part.parquet" for task in tasks]
         split_of_row, counts = _choose_rows(parts, validation_fraction, test_fraction)
         for index, split in enumerate(SPLITS):
             _write_split(parts, split_of_row == index, folder, split)
-        for part in parts:
-            part.unlink()
         if not counts["train"]:
             raise UserError(f"{raw[0]}: no citation with title and abstract is left for training")
         return counts
@@ -99,10 +99,11 @@ def _is_medline(path: Path) -> bool:
     return path.is_file() and path.name.endswith((".xml", ".xml.gz"))
 
 
-def write_part(source: Path, part: Path) -> None:
-    """Pass one: every record of one file, deletions included, as a Parquet file."""
+def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Pass one: every record of one file, deletions included, as `part.parquet`. Returns counts."""
     rows: list[dict[str, Any]] = []
-    with pq.ParquetWriter(part, PART_SCHEMA, compression="zstd") as writer:
+    total = 0
+    with pq.ParquetWriter(folder / "part.parquet", PART_SCHEMA, compression="zstd") as writer:
         for record in read_medline(source):
             row: dict[str, Any] = {"pmid": record.pmid, "version": record.version}
             row["deleted"] = isinstance(record, Deletion)
@@ -112,10 +113,12 @@ def write_part(source: Path, part: Path) -> None:
                 row |= {"journal": record.journal, "source_file": source.name}
                 row["text_hash"] = _text_hash(text) if text else None
             rows.append(row)
+            total += 1
             if len(rows) == 10_000:  # one row group: what is held in memory
                 writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
                 rows.clear()
         writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
+    return {"rows": total}
 
 
 def _text_hash(text: str) -> int:

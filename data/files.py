@@ -26,11 +26,22 @@ VERSIONS = {
     "shards": 1,
     "checkpoint": 1,
     "hf": 1,
+    "corpus part": 1,
+    "tokenizer part": 1,
+    "shards part": 1,
 }  # raised when the files of a kind change
 
 
 class UserError(Exception):
     """A user's mistake: one line that names the file, key or value and what to do. Commands end with exit code 2."""
+
+
+class TasksFailed(Exception):
+    """Some files could not be worked on, all others are done. Commands name each and end with exit code 1."""
+
+    def __init__(self, failures: list[str], tasks: int) -> None:
+        super().__init__("\n".join(failures))
+        self.failures, self.tasks = failures, tasks
 
 
 def sha256(path: Path) -> str:
@@ -182,8 +193,13 @@ def make_folder(
     return manifest
 
 
+def parts_folder(out: Path) -> Path:
+    """Where the parts of a stage lie until its folder is made of them: `out.parts`, beside it."""
+    return out.with_name(f"{out.name}.parts")
+
+
 def input_files(paths: list[Path]) -> dict[str, str]:
-    """Name -> sha256 of input files, for a request; UserError where two files of one name would be confused."""
+    """Name -> sha256 of input files, for requests and receipts; UserError where two have one name."""
     described: dict[str, str] = {}
     for path in paths:
         if path.name in described:

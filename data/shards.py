@@ -5,6 +5,7 @@ The tokenizer's files go along in `tokenizer/`, so that a run and its export nee
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data.corpus import SPLITS, split_files
-from data.files import make_folder, read_manifest, sha256, verify_files, whole_file
+from data.files import make_folder, parts_folder, read_manifest, sha256, verify_files, whole_file
 from data.hashing import mix64
 from data.indexed import IndexedTokens, token_dtype, write_index
 from data.tokenizer import EOS_ID, TOKENIZER_FILES, UNK_ID, Tokenizer
-from data.workers import progress, run_tasks
+from data.workers import Task, progress, run_tasks
 
 DOCUMENTS_PER_SHARD = 500_000
 
@@ -27,7 +28,7 @@ def make_shards(
     """Tokenize the splits of `corpus` with the folder `tokenizer`; write the folder `out`, return its manifest."""
     corpus_manifest = read_manifest(corpus, "corpus")
     verify_files(corpus, corpus_manifest)
-    loaded = Tokenizer(tokenizer)
+    parts, loaded = parts_folder(out), Tokenizer(tokenizer)
     request = {
         "corpus": {name: entry["sha256"] for name, entry in corpus_manifest["files"].items()},
         "tokenizer": {name: sha256(tokenizer / name) for name in TOKENIZER_FILES},
@@ -36,26 +37,31 @@ def make_shards(
 
     def fill(folder: Path) -> dict[str, Any]:
         files = {split: split_files(corpus, corpus_manifest, split) for split in splits}
-        tasks = [(file, tokenizer, folder / f"part-{file.stem}") for split in splits for file in files[split]]
-        receipts = run_tasks(tokenize_file, tasks, workers, "shards: tokenizing")
+        settings = {"tokenizer": request["tokenizer"]}
+        tasks = [
+            Task("shards part", file, request["corpus"][file.name], parts / file.stem, settings)
+            for split in splits
+            for file in files[split]
+        ]
+        done = run_tasks(partial(tokenize_file, tokenizer), tasks, workers, "shards: tokenizing")
         counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
         for split in splits:
-            counts[split] = _gather(folder, split, [folder / f"part-{file.stem}" for file in files[split]])
-        for (file, _, part), unknown in zip(tasks, receipts, strict=True):
-            counts[file.name.rsplit("-", 1)[0]]["unknown_tokens"] += unknown
-            for leftover in part.parent.glob(part.name + ".*"):
-                leftover.unlink()
+            counts[split] = _gather(folder, split, [parts / file.stem / "part" for file in files[split]])
+        for task, of_task in zip(tasks, done, strict=True):
+            counts[task.folder.name.rsplit("-", 1)[0]]["unknown_tokens"] += of_task["unknown_tokens"]
         (folder / "tokenizer").mkdir()
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)
         return counts
 
-    return make_folder(out, "shards", request, fill)
+    manifest = make_folder(out, "shards", request, fill)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
 
 
-def tokenize_file(file: Path, tokenizer: Path, part: Path) -> int:
-    """One corpus file -> a part in its order, and its PMIDs beside it. Returns the number of `<unk>` in it."""
-    loaded = Tokenizer(tokenizer)
+def tokenize_file(tokenizer: Path, file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """One corpus file -> a part in its order, and its PMIDs beside it. Returns counts."""
+    part, loaded = folder / "part", Tokenizer(tokenizer)
     dtype = token_dtype(len(loaded.vocabulary))
     lengths, text_bytes, pmids, unknown = [], [], [], 0
     with whole_file(part.with_name(part.name + ".bin")) as stream:
@@ -69,7 +75,7 @@ def tokenize_file(file: Path, tokenizer: Path, part: Path) -> int:
                 stream.write(ids.tobytes())
     np.save(part.with_name(part.name + ".pmids.npy"), np.array(pmids, np.int64))
     write_index(part, dtype, np.array(lengths, np.int64), np.array(text_bytes, np.int64))
-    return unknown
+    return {"unknown_tokens": unknown}
 
 
 def _gather(folder: Path, split: str, part_paths: list[Path]) -> dict[str, int]:

@@ -4,6 +4,7 @@ The folder holds `vocab.json`, `merges.txt` and `tokenizer_config.json` as `BioG
 manifest. Ids 0 to 3 are `<s> <pad> </s> <unk>`; then come the types of the training split.
 """
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,17 @@ import pyarrow.parquet as pq
 from data import moses
 from data.bpe import Merge, Segmenter, learn_merges
 from data.corpus import split_files
-from data.files import MANIFEST, UserError, make_folder, read_json, read_manifest, verify_files, write_json
-from data.workers import run_tasks
+from data.files import (
+    MANIFEST,
+    UserError,
+    make_folder,
+    parts_folder,
+    read_json,
+    read_manifest,
+    verify_files,
+    write_json,
+)
+from data.workers import Task, run_tasks
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
@@ -76,7 +86,7 @@ def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, worker
         raise UserError(f"--merges {merges} --min-count {min_count}: merges from 0, min-count from 1")
     corpus_manifest = read_manifest(corpus, "corpus")
     verify_files(corpus, corpus_manifest)
-    files = split_files(corpus, corpus_manifest, "train")
+    files, parts = split_files(corpus, corpus_manifest, "train"), parts_folder(out)
     request = {
         "corpus": {file.name: corpus_manifest["files"][file.name]["sha256"] for file in files},
         "merges": merges,
@@ -84,9 +94,11 @@ def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, worker
     }
 
     def fill(folder: Path) -> dict[str, Any]:
+        tasks = [Task("tokenizer part", file, request["corpus"][file.name], parts / file.name, {}) for file in files]
+        run_tasks(count_words, tasks, workers, "tokenizer: counting words")
         word_counts: Counter[str] = Counter()
-        for counted in run_tasks(count_words, [(file,) for file in files], workers, "tokenizer: counting words"):
-            word_counts.update(counted)
+        for task in tasks:
+            word_counts.update(read_json(task.folder / "words.json"))
         learned = learn_merges(word_counts, merges)
         vocabulary, token_counts = make_vocabulary(word_counts, learned, min_count)
         write_tokenizer_files(folder, vocabulary, learned)
@@ -98,16 +110,19 @@ def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, worker
             "tokens": token_counts.total(),
         }
 
-    return make_folder(out, "tokenizer", request, fill)
+    manifest = make_folder(out, "tokenizer", request, fill)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
 
 
-def count_words(file: Path) -> Counter[str]:
-    """How often each Moses token occurs in the texts of a Parquet file."""
+def count_words(file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """How often each Moses token occurs in the texts of a Parquet file, as `words.json`. Returns counts."""
     counts: Counter[str] = Counter()
     for batch in pq.ParquetFile(file).iter_batches(1_000, columns=["text"]):
         for text in batch["text"].to_pylist():
             counts.update(moses.tokenize(text))
-    return counts
+    write_json(folder / "words.json", counts)
+    return {"words": counts.total()}
 
 
 def make_vocabulary(

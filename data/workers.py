@@ -1,41 +1,142 @@
-"""Where the work runs: one file is one task, in this process or in local processes, with a progress bar."""
+"""Where the work runs: one file is one task with a receipt, in this process or in local processes.
+
+A task fills a folder of its own, and that folder's manifest is its receipt: the input's sha256, the settings, the
+outputs' sha256, the counts, the version of the format. A task whose receipt proves it done is not done again, so a
+command that was killed, run again, goes on where it was:
+
+    tasks = [Task("words", file, sha256_of_file, parts / file.name, {"lower": True}) for file in files]
+    for task, counts in zip(tasks, run_tasks(count_words, tasks, workers, "counting words"), strict=True): ...
+
+with `count_words(source, folder, settings) -> counts`, an importable function of its arguments alone.
+"""
 
 import multiprocessing
+import os
+import shutil
+import signal
 import sys
+import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Result = TypeVar("Result")
+from data.files import VERSIONS, TasksFailed, UserError, read_manifest, verify_files, write_manifest
+
+ATTEMPTS = 3  # of a task whose worker dies
+Work = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
+Outcome = dict[str, Any] | str  # the counts, or why the task failed
 
 
-def run_tasks(function: Callable[..., Result], tasks: list[tuple[Any, ...]], workers: int, title: str) -> list[Result]:
-    """`function(*task)` for each task, at most `workers` at once; the results in the order of the tasks.
+@dataclass(frozen=True)
+class Task:
+    """One input file and the folder that is made of it."""
 
-    The function must be importable and its arguments picklable. An error of any task ends the others.
+    kind: str  # as in files.VERSIONS
+    source: Path
+    sha256: str  # of the source
+    folder: Path
+    settings: dict[str, Any]  # JSON: all that the result depends on besides the source
+
+
+def run_tasks(work: Work, tasks: list[Task], workers: int, title: str) -> list[dict[str, Any]]:
+    """`work(source, folder, settings)` for each task without a receipt, at most `workers` at once. Returns the counts.
+
+    A worker that dies has its task done again by another, ATTEMPTS times. Raises TasksFailed, which names each task
+    that failed and why, after all others are done.
     """
+    outcomes: dict[int, Outcome] = {}
+    local = workers <= 1 or len(tasks) <= 1
     with progress(title, len(tasks)) as advance:
-        if workers <= 1 or len(tasks) <= 1:
-            results = []
-            for task in tasks:
-                results.append(function(*task))
-                advance()
-            return results
-        context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks of pyarrow
-        with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-            futures = [pool.submit(function, *task) for task in tasks]
-            for future in futures:
-                future.add_done_callback(lambda _: advance())
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-                failed = [future for future in futures if future.done() and future.exception()]
-                return [future.result() for future in (failed or futures)]
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for index, outcome in _in_this_process(work, tasks) if local else _in_processes(work, tasks, workers):
+            outcomes[index] = outcome
+            advance()
+    ordered = [outcomes[index] for index in range(len(tasks))]
+    if failures := [outcome for outcome in ordered if isinstance(outcome, str)]:
+        raise TasksFailed(failures, len(tasks))
+    return [outcome for outcome in ordered if not isinstance(outcome, str)]
+
+
+def perform(work: Work, task: Task) -> Outcome:
+    """Do one task, unless its receipt proves it done."""
+    request = {"source": task.source.name, "sha256": task.sha256, "settings": task.settings}
+    try:
+        receipt = read_manifest(task.folder, task.kind)
+        if receipt["request"] == request and receipt["version"] == VERSIONS[task.kind]:
+            verify_files(task.folder, receipt)
+            return receipt["counts"]
+    except UserError:
+        pass  # not done, or damaged since
+    try:
+        shutil.rmtree(task.folder, ignore_errors=True)
+        task.folder.mkdir(parents=True)
+        return write_manifest(task.folder, task.kind, request, work(task.source, task.folder, task.settings))["counts"]
+    except UserError as error:
+        return str(error)
+    except Exception:
+        return f"{task.source}: {traceback.format_exc()}"
+
+
+def _in_this_process(work: Work, tasks: list[Task]) -> Iterator[tuple[int, Outcome]]:
+    for index, task in enumerate(tasks):
+        yield index, perform(work, task)
+
+
+def _in_processes(work: Work, tasks: list[Task], processes: int) -> Iterator[tuple[int, Outcome]]:
+    context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks of pyarrow
+    waiting = deque((index, 1) for index in range(len(tasks)))
+    idle: list[tuple[Any, Connection]] = []
+    busy: dict[Any, tuple[Any, int, int]] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < processes:
+                process, connection = idle.pop() if idle else _start_worker(context, work)
+                index, attempt = waiting.popleft()
+                try:
+                    connection.send(tasks[index])
+                    busy[connection] = (process, index, attempt)
+                except BrokenPipeError:  # it died idle
+                    waiting.appendleft((index, attempt))
+            for connection in wait(list(busy)):
+                process, index, attempt = busy.pop(connection)
+                try:
+                    yield index, connection.recv()  # type: ignore[union-attr]
+                    idle.append((process, connection))  # type: ignore[arg-type]
+                except (EOFError, OSError):
+                    process.join()
+                    if attempt < ATTEMPTS:
+                        waiting.append((index, attempt + 1))
+                    else:
+                        yield index, f"{tasks[index].source}: its worker died {ATTEMPTS} times (killed, out of memory?)"
+    finally:
+        for process in [process for process, *_ in [*idle, *busy.values()]]:
+            process.kill()
+            process.join()
+
+
+def _start_worker(context: Any, work: Work) -> tuple[Any, Connection]:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _serve(connection: Connection, work: Work) -> None:
+    """A worker: takes tasks until it is killed. It ends with its parent, so that a next run writes alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    parent = multiprocessing.parent_process()
+    assert parent
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    while True:
+        connection.send(perform(work, connection.recv()))
 
 
 @contextmanager

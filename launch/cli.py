@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from data.files import UserError, verify_files
+from data.files import TasksFailed, UserError, verify_files
 
 app = typer.Typer(
     help="From PubMed XML to a biomedical language model that transformers loads.",
@@ -246,9 +246,15 @@ def quickstart(out: Out = Path("quickstart")) -> None:
 
 
 def main() -> NoReturn:
-    """The console command: a user's mistake is one line and exit code 2."""
+    """The console command: a user's mistake is one line and exit code 2; files that failed, one each and 1."""
     try:
         app()
+    except TasksFailed as error:
+        for failure in error.failures:
+            print(f"biogpt: error: {failure}", file=sys.stderr)
+        rest = f"{len(error.failures)} of {error.tasks} files failed, the others are done"
+        print(f"biogpt: {rest}: replace or remove these, then run the same command again", file=sys.stderr)
+        raise SystemExit(1) from None
     except UserError as error:
         print(f"biogpt: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -16,7 +16,7 @@ from datasets import load_dataset
 
 from data import corpus as corpus_module
 from data.corpus import SPLITS, list_files, make_corpus
-from data.files import UserError, verify_files
+from data.files import TasksFailed, UserError, verify_files
 from tests.data.citations import Record, citation, deletion, read_with_elementtree, write_file
 from tests.data.reference import splitmix64
 from tests.shared import NLM, ROOT, needs_shared
@@ -275,23 +275,31 @@ def test_missing_and_empty_inputs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_damaged_input_is_named_and_leaves_nothing(workers: int, tmp_path: Path) -> None:
+def test_a_damaged_input_is_named_and_the_rest_goes_on(workers: int, tmp_path: Path) -> None:
     for number in (1, 2, 3):
         write_file(tmp_path / "raw" / f"pubmed26n000{number}.xml.gz", [citation(pmid) for pmid in range(1, 200)])
     bad = tmp_path / "raw" / "pubmed26n0002.xml.gz"
-    bad.write_bytes(bad.read_bytes()[:-40])
-    with pytest.raises(UserError, match=f"^{bad}: damaged or truncated gzip") as caught:
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:-40])
+    with pytest.raises(TasksFailed) as caught:
         make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.1, 0.1, workers)
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    (failure,) = caught.value.failures
+    assert failure.startswith(f"{bad}: damaged or truncated gzip") and "\n" not in failure
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.parts", "raw"]
+    done = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("corpus.parts/*/manifest.json")}
+    assert sorted(done) == ["pubmed26n0001.xml.gz", "pubmed26n0003.xml.gz"]
+    bad.write_bytes(whole)
+    make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.1, 0.1, workers)
+    after = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("corpus.parts/*/manifest.json")}
+    assert len(after) == 3 and after.items() > done.items()
 
 
 @needs_shared
 @pytest.mark.parametrize("name", sorted(path.name for path in (NLM / "malformed").glob("*")))
-def test_malformed_real_files_leave_nothing(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=name):
+def test_malformed_real_files_are_named_and_make_no_corpus(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TasksFailed, match=name):
         make_corpus([NLM / "malformed" / name], tmp_path / "corpus", 0, 0, workers=1)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "corpus").exists() and not list(tmp_path.glob("*/*/manifest.json"))
 
 
 @pytest.mark.parametrize("moment", ["write_part", "_choose_rows", "_write_split"])
@@ -315,10 +323,10 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(moment: str, tm
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], cwd=again, env=environment, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (again / "corpus").exists() and list(again.glob(".corpus.partial/*"))
+    assert not (again / "corpus").exists() and list(again.glob("corpus.parts/*"))
     make_corpus([again / "raw"], again / "corpus", 0.2, 0.2, workers=1)
     assert content(again / "corpus") == expected
-    assert sorted(path.name for path in again.iterdir()) == ["corpus", "raw"]
+    assert sorted(path.name for path in again.iterdir()) == ["corpus", "corpus.parts", "raw"]
 
 
 def test_a_finished_corpus_is_left_alone_and_other_requests_are_refused(tmp_path: Path) -> None:

@@ -1,63 +1,200 @@
-"""data/workers.py: the same results, in order, wherever the tasks run; an error of a task is the caller's."""
+"""data/workers.py: the same results, in order, wherever the tasks run; receipts, dead workers, files that fail."""
 
+import hashlib
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data.files import UserError
-from data.workers import progress, run_tasks
+from data import files as files_module
+from data.files import TasksFailed, UserError
+from data.workers import ATTEMPTS, Task, progress, run_tasks
+from tests.shared import ROOT
 
 
-def slow_square(number: int) -> int:
-    """Later tasks end earlier, so that the order of the results is not that of their ends."""
-    time.sleep(0.05 * (4 - number))
-    return number * number
+def make_tasks(folder: Path, number: int, **settings: Any) -> list[Task]:
+    """Inputs "0", "1" ... whose content is their name."""
+    tasks = []
+    for index in range(number):
+        source = folder / f"in-{index}"
+        source.write_text(str(index))
+        digest = hashlib.sha256(str(index).encode()).hexdigest()
+        tasks.append(Task("corpus part", source, digest, folder / "parts" / source.name, settings))
+    return tasks
 
 
-def meet(number: int, folder: Path) -> int:
-    """Ends only when the other task runs too. Returns its process."""
-    (folder / str(number)).touch()
+def square(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Later tasks end earlier, so that the order of the results is not that of their ends. Calls are written down."""
+    number = int(source.read_text())
+    with (source.parent / "calls").open("a") as calls:
+        calls.write(f"{number}\n")
+    time.sleep(0.05 * max(4 - number, 0))
+    (folder / "square").write_text(str(number * number + settings.get("add", 0)))
+    return {"square": number * number, "process": os.getpid() if settings.get("tell") else 0}
+
+
+def calls(folder: Path) -> list[int]:
+    """The tasks that were begun, each once for each time."""
+    path = folder / "calls"
+    begun = sorted(map(int, path.read_text().split())) if path.exists() else []
+    path.unlink(missing_ok=True)
+    return begun
+
+
+def meet(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Ends only when the other task runs too."""
+    number = int(source.read_text())
+    (source.parent / f"here-{number}").touch()
     deadline = time.monotonic() + 60
-    while not (folder / str(1 - number)).exists():
+    while not (source.parent / f"here-{1 - number}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return os.getpid()
+    return {"process": os.getpid()}
 
 
-def fail_at_two(number: int, folder: Path) -> None:
-    (folder / str(number)).touch()
-    if number == 2:
+def fail_at_two(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    if source.read_text() == "2":
         raise UserError("raw/2.xml: damaged")
-    time.sleep(0.02)
+    if source.read_text() == "3":
+        raise ZeroDivisionError("a bug")
+    return square(source, folder, settings)
+
+
+def die(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Task 1 kills its worker as often as the settings say, half a file written."""
+    deaths = source.parent / "deaths"
+    before = len(deaths.read_bytes()) if deaths.exists() else 0
+    if source.read_text() == "1" and before < settings["deaths"]:
+        deaths.write_bytes(b"x" * (before + 1))
+        (folder / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(source, folder, settings)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
-    assert run_tasks(slow_square, [(number,) for number in range(5)], workers, "squares") == [0, 1, 4, 9, 16]
+def test_results_come_in_the_order_of_the_tasks(workers: int, tmp_path: Path) -> None:
+    done = run_tasks(square, make_tasks(tmp_path, 5), workers, "squares")
+    assert [counts["square"] for counts in done] == [0, 1, 4, 9, 16]
+    assert (tmp_path / "parts" / "in-3" / "square").read_text() == "9"
 
 
 def test_two_workers_work_at_once(tmp_path: Path) -> None:
-    processes = set(run_tasks(meet, [(0, tmp_path), (1, tmp_path)], 2, "meeting"))
+    processes = {counts["process"] for counts in run_tasks(meet, make_tasks(tmp_path, 2), 2, "meeting")}
     assert len(processes) == 2 and os.getpid() not in processes
 
 
 def test_one_worker_is_this_process(tmp_path: Path) -> None:
-    (tmp_path / "1").touch()
-    assert run_tasks(meet, [(0, tmp_path)] * 2, 1, "alone") == [os.getpid()] * 2
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_a_task_ends_the_others(workers: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^raw/2\.xml: damaged$"):
-        run_tasks(fail_at_two, [(number, tmp_path) for number in range(200)], workers, "failing")
-    done = {int(path.name) for path in tmp_path.iterdir()}
-    assert {0, 1, 2} <= done and len(done) < 200
+    done = run_tasks(square, make_tasks(tmp_path, 2, tell=True), 1, "alone")
+    assert {counts["process"] for counts in done} == {os.getpid()}
 
 
 def test_no_task_at_all() -> None:
-    assert run_tasks(slow_square, [], 4, "nothing") == []
+    assert run_tasks(square, [], 4, "nothing") == []
+
+
+# Receipts
+
+
+def test_a_receipt_says_what_was_made_of_what(tmp_path: Path) -> None:
+    run_tasks(square, make_tasks(tmp_path, 3, add=5), 1, "squares")
+    receipt = json.loads((tmp_path / "parts" / "in-2" / "manifest.json").read_text())
+    digest = hashlib.sha256(b"2").hexdigest()
+    assert receipt["request"] == {"source": "in-2", "sha256": digest, "settings": {"add": 5}}
+    assert receipt["counts"] == {"square": 4, "process": 0} and receipt["version"] == 1
+    assert receipt["files"] == {"square": {"bytes": 1, "sha256": hashlib.sha256(b"9").hexdigest()}}
+
+
+def test_what_its_receipt_proves_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another input, setting or format, a changed or missing output, a changed receipt: that task alone is done."""
+    tasks = make_tasks(tmp_path, 4)
+    first = run_tasks(square, tasks, 1, "squares")
+    assert calls(tmp_path) == [0, 1, 2, 3]
+    whole, parts = listing(tmp_path / "parts"), tmp_path / "parts"
+    assert run_tasks(square, tasks, 1, "squares") == first and calls(tmp_path) == []
+    (parts / "in-1" / "square").write_text("2")
+    (parts / "in-2" / "square").unlink()
+    (parts / "in-3" / "manifest.json").write_text((parts / "in-3" / "manifest.json").read_text().replace("9", "8"))
+    assert run_tasks(square, tasks, 1, "squares") == first and calls(tmp_path) == [1, 2, 3]
+    assert listing(parts) == whole
+    changed = [*tasks[:3], Task("corpus part", tasks[3].source, "other", tasks[3].folder, {})]
+    run_tasks(square, changed, 1, "squares")
+    assert calls(tmp_path) == [3]
+    run_tasks(square, make_tasks(tmp_path, 4, add=1), 1, "squares")
+    assert calls(tmp_path) == [0, 1, 2, 3] and (parts / "in-2" / "square").read_text() == "5"
+    monkeypatch.setitem(files_module.VERSIONS, "corpus part", 2)
+    run_tasks(square, make_tasks(tmp_path, 4, add=1), 1, "squares")
+    assert calls(tmp_path) == [0, 1, 2, 3]
+
+
+def test_a_killed_command_goes_on_where_it_was(tmp_path: Path) -> None:
+    """kill -9 of the parent: its workers end with it, and the next run does only what has no receipt."""
+    code = (
+        "import sys; from pathlib import Path; from tests.data.test_workers import *\n"
+        "tasks = make_tasks(Path(sys.argv[1]), 40, add=1)\n"
+        "if __name__ == '__main__': run_tasks(slowly, tasks, 2, 'squares')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("parts/*/manifest.json"))) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    done = {path.parent.name for path in tmp_path.glob("parts/*/manifest.json")}
+    calls(tmp_path)
+    time.sleep(0.5)
+    assert calls(tmp_path) == []  # no orphan works on
+    run_tasks(square, make_tasks(tmp_path, 40, add=1), 1, "squares")
+    assert 5 <= len(done) < 40 and calls(tmp_path) == sorted(set(range(40)) - {int(name[3:]) for name in done})
+
+
+def slowly(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(0.1)
+    return square(source, folder, settings)
+
+
+# Faults
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_fails_is_named_after_the_rest_is_done(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(TasksFailed) as caught:
+        run_tasks(fail_at_two, make_tasks(tmp_path, 9), workers, "failing")
+    first, second = caught.value.failures
+    assert first == "raw/2.xml: damaged" and caught.value.tasks == 9
+    assert second.startswith(f"{tmp_path / 'in-3'}: Traceback") and "ZeroDivisionError: a bug" in second
+    assert {path.parent.name for path in tmp_path.glob("parts/*/manifest.json")} == {
+        f"in-{index}" for index in (0, 1, 4, 5, 6, 7, 8)
+    }
+
+
+def test_a_worker_that_dies_has_its_file_done_again(tmp_path: Path) -> None:
+    tasks = make_tasks(tmp_path, 6, deaths=ATTEMPTS - 1)
+    assert [counts["square"] for counts in run_tasks(die, tasks, 2, "dying")] == [0, 1, 4, 9, 16, 25]
+    assert (tmp_path / "deaths").read_bytes() == b"x" * (ATTEMPTS - 1)
+    died = listing(tmp_path / "parts")
+    (tmp_path / "whole").mkdir()
+    tasks = make_tasks(tmp_path / "whole", 6, deaths=ATTEMPTS - 1)
+    run_tasks(square, tasks, 1, "whole")
+    assert listing(tmp_path / "whole" / "parts") == died and not list(tmp_path.glob("parts/*/half"))
+
+
+def test_a_file_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TasksFailed) as caught:
+        run_tasks(die, make_tasks(tmp_path, 6, deaths=100), 2, "dying")
+    assert caught.value.failures == [f"{tmp_path / 'in-1'}: its worker died {ATTEMPTS} times (killed, out of memory?)"]
+    assert len(list(tmp_path.glob("parts/*/manifest.json"))) == 5
 
 
 def test_off_a_terminal_progress_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,14 +54,25 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @needs_shared
-def test_every_malformed_file_is_named_and_nothing_is_written(
+def test_malformed_files_are_named_and_the_rest_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Exit code 1; without them the same command ends well and parses nothing again."""
     files = sorted((SHARED / "data" / "nlm" / "malformed").iterdir())
     assert len(files) == 5
-    for path in files:
-        assert str(path) in mistake(["corpus", str(path), "--out", str(tmp_path / "corpus")], capsys, monkeypatch)
-        assert list(tmp_path.iterdir()) == []
+    good, out = str(SHARED / "data" / "nlm" / "medsamp2012.xml.gz"), tmp_path / "corpus"
+    monkeypatch.setattr(sys, "argv", ["biogpt", "corpus", good, *map(str, files), "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("biogpt: error: ")]
+    assert ended.value.code == 1 and not out.exists()
+    assert [line.split(": ")[2] for line in errors] == [str(path) for path in files]
+    (receipt,) = tmp_path.glob("corpus.parts/*/manifest.json")
+    before = receipt.stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", ["biogpt", "corpus", good, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0 and out.is_dir() and receipt.stat().st_mtime_ns == before
 
 
 def test_missing_inputs_are_named(
