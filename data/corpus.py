@@ -1,29 +1,42 @@
-"""Citations -> corpus: newest version of each PMID, deletions, exact duplicates, split -> Parquet.
+"""Citations -> corpus: newest version of each PMID, deletions, filters, duplicates, split -> Parquet.
 
-Two passes. Each input file becomes one Parquet part (in parallel); then the keys of all parts decide which rows stay.
-A record is a (PMID, version): its last occurrence in file order is the one that counts, a deletion is such an
-occurrence, and of the versions that remain the highest is the citation. Only then title and abstract are required, so
-that an old version never comes back where the newest has lost its abstract.
+Pass one makes a part of each input file, in parallel: its records, cleaned, with what the choice needs to know. Parts
+stay in `OUT.parts`, so that new update files are added without parsing the old ones again. Pass two loads the keys of
+all parts, chooses the rows and writes them, in parallel.
+
+The newest record of a PMID is the one of the latest file, and in that file of the highest version. A deletion
+withdraws the occurrences of its PMID and version that stand before it. Filters come after: an old version never comes
+back where the newest is dropped.
+
+Memory of pass two: a row's keys are 24 bytes (PMID 8, hash of the text 8, version 2, words 2, and a byte each for
+deletion, filter, cleaning rules and split), so 38 million take 0.9 GB; sorting is done in 16 shares, some 0.2 GB.
 """
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
-from data.files import UserError, input_files, make_folder, parts_folder
+from data.cleaning import CLEAN, CLEANING, CorpusSection, clean, cleaning_switches, normalised, read_pmids
+from data.files import UserError, input_files, make_folder, parts_folder, read_manifest, sha256, whole_file
 from data.hashing import mix64
 from data.medline import Deletion, read_medline
 from data.workers import Task, run_tasks
 
+pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
 SPLITS = ("train", "validation", "test")
+LEFT_OUT = len(SPLITS)  # in place of a split's index
 ROWS_PER_FILE = 100_000
+ROWS_PER_GROUP = 10_000  # of a Parquet file: what is held in memory
+SHARES = 16  # in which keys are sorted
 SCHEMA = pa.schema(
     [
         ("pmid", pa.int64()),
@@ -36,42 +49,67 @@ SCHEMA = pa.schema(
         ("source_file", pa.string()),
     ]
 )
-PART_SCHEMA = SCHEMA.append(pa.field("text_hash", pa.uint64())).append(pa.field("deleted", pa.bool_()))
+CHOSEN, PIECES = ".chosen.npy", ".pieces"  # pass two's, in the folder of parts
+PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["journal", "languages", "source_file"]}
+STORED = ("pmid", "version", "title", "abstract", "year", "journal")  # of these, what a part holds
+PART_SCHEMA = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in STORED),
+        ("deleted", pa.bool_()),
+        ("languages", pa.string()),
+        ("retracted", pa.bool_()),
+        ("words", pa.int32()),
+        ("cleaned", pa.uint8()),  # a bit for each rule of CLEANING that changed the record
+        ("text_hash", pa.uint64()),  # of what equal texts have in common
+    ]
+)
+FILTERS = ("without_title_or_abstract", "other_language", "other_year", "short", "retracted", "excluded")
 
 
 def make_corpus(
-    raw: list[Path], out: Path, validation_fraction: float, test_fraction: float, workers: int
+    raw: list[Path],
+    out: Path,
+    validation_fraction: float,
+    test_fraction: float,
+    workers: int,
+    settings: CorpusSection = CLEAN,
 ) -> dict[str, Any]:
     """Read files and folders of NLM's XML and write the corpus folder `out`. Returns its manifest.
 
     validation_fraction, test_fraction: shares of the citations, drawn by a hash of the PMID.
-    Raises UserError naming a missing input, TasksFailed naming the damaged ones. What each file gave stays in the
-    folder `out.parts` for the next run: an update file more does not have the others parsed again.
+    Raises UserError naming a missing input, TasksFailed naming the damaged ones.
     """
     for name, value in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= value < 1:
             raise UserError(f"--{name}-fraction {value}: must be at least 0 and below 1")
     if validation_fraction + test_fraction >= 1:
         raise UserError("--validation-fraction and --test-fraction leave nothing for training; lower them")
-    files, folders = list_files(raw), parts_folder(out)
+    files, parts = list_files(raw), parts_folder(out)
+    excluded = np.array(read_pmids(Path(settings.exclude_pmids)) if settings.exclude_pmids else [], np.int64)
     request: dict[str, Any] = {
         "inputs": input_files(files),
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
+        "corpus": settings.model_dump(mode="json"),
     }
+    if settings.exclude_pmids:
+        request["corpus"]["exclude_pmids"] = sha256(Path(settings.exclude_pmids))
 
     def fill(folder: Path) -> dict[str, Any]:
-        tasks = [Task("corpus part", file, request["inputs"][file.name], folders / file.name, {}) for file in files]
+        switches = cleaning_switches(settings)
+        tasks = [Task("corpus part", file, request["inputs"][file.name], parts / file.name, switches) for file in files]
         run_tasks(write_part, tasks, workers, "corpus: reading files")
-        parts = [task.folder / "part.parquet" for task in tasks]
-        split_of_row, counts = _choose_rows(parts, validation_fraction, test_fraction)
-        for index, split in enumerate(SPLITS):
-            _write_split(parts, split_of_row == index, folder, split)
+        keys = Keys([task.folder / "part.parquet" for task in tasks], settings, excluded)
+        split_of_row, counts = choose_rows(keys, settings, validation_fraction, test_fraction)
         if not counts["train"]:
-            raise UserError(f"{raw[0]}: no citation with title and abstract is left for training")
+            raise UserError(f"{raw[0]}: no citation is left for training: {counts}")
+        _write_splits(tasks, keys.starts, split_of_row, folder, workers)
         return counts
 
-    return make_folder(out, "corpus", request, fill)
+    manifest = make_folder(out, "corpus", request, fill)
+    shutil.rmtree(parts / PIECES, ignore_errors=True)
+    (parts / CHOSEN).unlink(missing_ok=True)
+    return manifest
 
 
 def list_files(raw: list[Path]) -> list[Path]:
@@ -100,99 +138,273 @@ def _is_medline(path: Path) -> bool:
 
 
 def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Pass one: every record of one file, deletions included, as `part.parquet`. Returns counts."""
-    rows: list[dict[str, Any]] = []
-    total = 0
-    with pq.ParquetWriter(folder / "part.parquet", PART_SCHEMA, compression="zstd") as writer:
+    """Pass one: every record of one file, deletions included, as `part.parquet`. Returns counts.
+
+    settings: the switches of the cleaning rules.
+    """
+    total, columns = 0, _empty_columns()
+    with pq.ParquetWriter(folder / "part.parquet", PART_SCHEMA, **PARQUET) as out:
         for record in read_medline(source):
-            row: dict[str, Any] = {"pmid": record.pmid, "version": record.version}
-            row["deleted"] = isinstance(record, Deletion)
-            if not isinstance(record, Deletion):
-                text = f"{record.title} {record.abstract}" if record.title and record.abstract else ""
-                row |= {"title": record.title, "abstract": record.abstract, "text": text, "year": record.year}
-                row |= {"journal": record.journal, "source_file": source.name}
-                row["text_hash"] = _text_hash(text) if text else None
-            rows.append(row)
+            if isinstance(record, Deletion):
+                row = (record.pmid, record.version, "", "", None, "", True, "", False, 0, 0, 0)
+            else:
+                title, first = clean(record.title, settings)
+                abstract, second = clean(record.abstract, settings)
+                text = join_text(title, abstract)
+                row = (
+                    *(record.pmid, record.version, title, abstract, record.year, record.journal, False),
+                    *(record.languages, record.retracted, text.count(" ") + 1, first | second, _text_hash(text)),
+                )
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
             total += 1
-            if len(rows) == 10_000:  # one row group: what is held in memory
-                writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
-                rows.clear()
-        writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
+            if total % ROWS_PER_GROUP == 0:
+                out.write_table(_table(columns))
+                columns = _empty_columns()
+        out.write_table(_table(columns))
     return {"rows": total}
 
 
+def _empty_columns() -> list[list[Any]]:
+    return [[] for _ in PART_SCHEMA]
+
+
+def _table(columns: list[list[Any]]) -> pa.Table:
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, PART_SCHEMA, strict=True)]
+    return pa.table(arrays, PART_SCHEMA)
+
+
+def join_text(title: str, abstract: str) -> str:
+    """What the model reads: title, a space, abstract; or the one that there is."""
+    return f"{title} {abstract}" if title and abstract else title or abstract
+
+
 def _text_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(normalised(text), digest_size=8).digest(), "little")
 
 
-def _choose_rows(
-    parts: list[Path], validation_fraction: float, test_fraction: float
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Pass two: for each row of all parts in order, the index of its split, or -1 where it is left out."""
-    keys = pa.concat_tables(
-        [pq.read_table(part, columns=["pmid", "version", "deleted", "text_hash"]) for part in parts]
-    )
-    pmid, version, deleted = (keys[name].to_numpy() for name in ("pmid", "version", "deleted"))
-    has_text = keys["text_hash"].is_valid().to_numpy()
-    text_hash = pc.fill_null(keys["text_hash"], 0).to_numpy()
+class Keys:
+    """What the choice of rows needs to know of all parts, a row's position being that in all parts in order."""
 
-    order = np.lexsort((version, pmid))  # stable: occurrences of a record stay in file order
-    last = order[_last_of_each(pmid[order], version[order])]
-    alive = last[~deleted[last]]
-    newest = alive[_last_of_each(pmid[alive])]
-    complete = newest[has_text[newest]]
-    _, first = np.unique(text_hash[complete], return_index=True)  # of equal texts the lowest PMID's stays
-    kept = complete[first]
+    def __init__(self, parts: list[Path], settings: CorpusSection, excluded: np.ndarray) -> None:
+        files = [pq.ParquetFile(part) for part in parts]
+        self.starts = np.cumsum([0, *(file.metadata.num_rows for file in files)])
+        rows = int(self.starts[-1])
+        self.pmid, self.text_hash = np.empty(rows, np.int64), np.empty(rows, np.uint64)
+        self.version, self.words = np.empty(rows, np.int16), np.empty(rows, np.uint16)
+        self.deleted, self.cleaned = np.empty(rows, bool), np.empty(rows, np.uint8)
+        self.filter = np.empty(rows, np.uint8)  # 1 + the index in FILTERS of the first that drops the row, or 0
+        columns = [name for name in PART_SCHEMA.names if name != "journal"]
+        for file, start in zip(files, self.starts, strict=False):
+            for batch in file.iter_batches(ROWS_PER_GROUP, columns=columns):
+                here = slice(start, start := start + len(batch))
+                self.pmid[here], self.text_hash[here] = batch["pmid"], batch["text_hash"]
+                self.version[here] = np.minimum(batch["version"], 2**15 - 1)
+                self.words[here] = np.minimum(batch["words"], 2**16 - 1)
+                self.deleted[here], self.cleaned[here] = batch["deleted"].to_numpy(False), batch["cleaned"]
+                self.filter[here] = first_filter(batch, settings, excluded)
 
-    share = mix64(pmid[kept], salt=0) / 2.0**64
-    split_of_row = np.full(len(pmid), -1, np.int8)
-    split_of_row[kept] = np.where(share < test_fraction, 2, np.where(share < test_fraction + validation_fraction, 1, 0))
-    counts = {
-        "records": int((~deleted).sum()),
-        "deletions": int(deleted.sum()),
-        "superseded_or_deleted": int((~deleted).sum()) - len(newest),
-        "without_title_or_abstract": len(newest) - len(complete),
-        "duplicates": len(complete) - len(kept),
+
+def first_filter(batch: pa.RecordBatch, settings: CorpusSection, excluded: np.ndarray) -> np.ndarray:
+    """For each record 1 + the index in FILTERS of the first filter that drops it, or 0."""
+    title, abstract = (pc.equal(batch[name], "").to_numpy(False) for name in ("title", "abstract"))
+    year = pc.fill_null(batch["year"], -1).to_numpy()
+    first, last, wanted = settings.first_year or -1, settings.last_year or 9999, set(settings.languages)
+    known = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
+    drops = {
+        "without_title_or_abstract": title | abstract if settings.title_and_abstract else title & abstract,
+        "other_language": np.array([bool(wanted) and known[text] for text in batch["languages"].to_pylist()], bool),
+        "other_year": (year < first) | (year > last) | ((year < 0) & (settings.last_year is not None)),
+        "short": batch["words"].to_numpy() < settings.minimum_words,
+        "retracted": batch["retracted"].to_numpy(False) & settings.drop_retracted,
+        "excluded": np.isin(batch["pmid"].to_numpy(), excluded),
     }
+    return np.select([drops[name] for name in FILTERS], range(1, len(FILTERS) + 1), 0)
+
+
+def choose_rows(
+    keys: Keys, settings: CorpusSection, validation_fraction: float, test_fraction: float
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Pass two: for each row the index of its split, or LEFT_OUT; and the counts of the funnel."""
+    rows = len(keys.pmid)
+    withdrawn, stays = np.zeros(rows, bool), np.zeros(rows, bool)
+    share_of_row = keys.pmid.astype(np.uint8) % SHARES
+    for share in range(SHARES):
+        _mark_newest(keys, np.flatnonzero(share_of_row == share), withdrawn, stays)
+    records, newest = int((~keys.deleted).sum()), int(stays.sum())
+    counts: dict[str, Any] = {"records": records, "deletions": rows - records}
+    counts["deleted"] = int(withdrawn.sum())
+    counts["superseded"] = records - counts["deleted"] - newest
+    for code, name in enumerate(FILTERS, start=1):
+        counts[name] = int((stays & (keys.filter == code)).sum())
+    stays &= keys.filter == 0
+    kept = int(stays.sum())
+    if settings.drop_duplicates:
+        share_of_row = keys.text_hash.astype(np.uint8) % SHARES
+        for share in range(SHARES):
+            _drop_duplicates(keys, np.flatnonzero(stays & (share_of_row == share)), stays)
+    counts["duplicates"] = kept - int(stays.sum())
+    counts["words"] = int(keys.words[stays].sum(dtype=np.int64))
+    for bit, rule in enumerate(CLEANING):
+        counts[rule.__name__] = int((stays & (keys.cleaned & (1 << bit) > 0)).sum())
+    split_of_row = np.full(rows, LEFT_OUT, np.uint8)
+    for start in range(0, rows, 1 << 20):  # in pieces, for the hashes' sake
+        here = start + np.flatnonzero(stays[start : start + (1 << 20)])
+        drawn = mix64(keys.pmid[here], salt=0) / 2.0**64
+        split_of_row[here] = np.where(drawn < test_fraction, 2, drawn < test_fraction + validation_fraction)
     return split_of_row, counts | {split: int((split_of_row == index).sum()) for index, split in enumerate(SPLITS)}
 
 
-def _last_of_each(*sorted_keys: np.ndarray) -> np.ndarray:
-    """Mask of the last row of each run of equal keys."""
-    changes = np.zeros(max(len(sorted_keys[0]) - 1, 0), bool)
-    for key in sorted_keys:
-        changes |= key[1:] != key[:-1]
-    return np.append(changes, True)[: len(sorted_keys[0])]
+def _mark_newest(keys: Keys, rows: np.ndarray, withdrawn: np.ndarray, newest: np.ndarray) -> None:
+    """Of the PMIDs of these rows, mark the records that a deletion withdraws, and the newest of each of the others."""
+    pmid, version, deleted = keys.pmid[rows], keys.version[rows], keys.deleted[rows]
+    gone = deleted.copy()
+    later: set[tuple[int, int]] = set()
+    for index in np.flatnonzero(np.isin(pmid, pmid[deleted]))[::-1]:
+        record = (int(pmid[index]), int(version[index]))
+        if deleted[index]:
+            later.add(record)
+        elif record in later:
+            withdrawn[rows[index]] = gone[index] = True
+    alive = np.flatnonzero(~gone)
+    file = np.searchsorted(keys.starts, rows[alive], "right")
+    order = alive[
+        np.lexsort((version[alive], file, pmid[alive]))
+    ]  # stable: the last of equals is the later in its file
+    newest[rows[order[_last_of_each(pmid[order])]]] = True
 
 
-def _write_split(parts: list[Path], chosen: np.ndarray, folder: Path, split: str) -> None:
-    """The chosen rows of all parts as `split-00000.parquet`, `split-00001.parquet` ...
+def _drop_duplicates(keys: Keys, rows: np.ndarray, stays: np.ndarray) -> None:
+    """Of equal texts the one with the lowest PMID stays."""
+    order = rows[np.lexsort((keys.pmid[rows], keys.text_hash[rows]))]
+    equal_to_last = keys.text_hash[order][1:] == keys.text_hash[order][:-1]
+    stays[order[1:][equal_to_last]] = False
+
+
+def _last_of_each(ordered: np.ndarray) -> np.ndarray:
+    """Mask of the last of each run of equal keys."""
+    return np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]
+
+
+def _write_splits(tasks: list[Task], starts: np.ndarray, split_of_row: np.ndarray, folder: Path, workers: int) -> None:
+    """The chosen rows as `train-00000.parquet` ..., of consecutive parts, ROWS_PER_FILE rows or some more each.
 
     A split without a row has no file: `datasets.load_dataset` refuses a folder that holds an empty one.
     """
-    for index, table in enumerate(_tables_of(ROWS_PER_FILE, _chosen_rows(parts, chosen))):
-        pq.write_table(table, folder / f"{split}-{index:05d}.parquet", compression="zstd", row_group_size=10_000)
+    parts = tasks[0].folder.parent
+    chosen = parts / CHOSEN
+    with whole_file(chosen) as stream:
+        np.save(stream, split_of_row)
+    digest, pieces = sha256(chosen), []
+    for group in _groups(starts, split_of_row):
+        settings = {
+            "parts": [[tasks[index].folder.name, int(starts[index]), _part_sha256(tasks[index])] for index in group]
+        }
+        pieces.append(Task("corpus part", chosen, digest, parts / PIECES / f"{len(pieces):05d}", settings))
+    run_tasks(write_piece, pieces, workers, "corpus: writing")
+    for split in SPLITS:
+        for number, files in enumerate(_of_full_size([piece.folder / f"{split}.parquet" for piece in pieces])):
+            target = folder / f"{split}-{number:05d}.parquet"
+            if len(files) == 1:
+                files[0].replace(target)
+            else:
+                with _RowWriter(target) as out:
+                    for file in files:
+                        out.add(pq.read_table(file))
 
 
-def _chosen_rows(parts: list[Path], chosen: np.ndarray) -> Iterator[pa.Table]:
-    start = 0
-    for part in parts:
-        for batch in pq.ParquetFile(part).iter_batches(10_000, columns=SCHEMA.names):
-            mask = chosen[start : start + len(batch)]
-            start += len(batch)
-            yield pa.Table.from_batches([batch.filter(pa.array(mask))])
+def _part_sha256(task: Task) -> str:
+    return read_manifest(task.folder, task.kind)["files"]["part.parquet"]["sha256"]
 
 
-def _tables_of(rows: int, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Cut a stream of tables anew into tables of `rows` rows; the last may be shorter."""
-    held = SCHEMA.empty_table()
-    for table in tables:
-        held = pa.concat_tables([held, table])
-        while len(held) > rows:
-            yield held.slice(0, rows)
-            held = held.slice(rows)
-    if len(held):
+def _groups(starts: np.ndarray, split_of_row: np.ndarray) -> Iterator[range]:
+    """Indices of consecutive parts that have ROWS_PER_FILE rows for training together."""
+    first = rows = 0
+    for index in range(len(starts) - 1):
+        rows += int((split_of_row[starts[index] : starts[index + 1]] == 0).sum())
+        if rows >= ROWS_PER_FILE or index == len(starts) - 2:
+            yield range(first, index + 1)
+            first, rows = index + 1, 0
+
+
+def write_piece(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the chosen rows of some parts, in order, as a file for each split.
+
+    source: the index of the split of every row; settings: the parts as [name, its first row, its sha256].
+    """
+    split_of_row = np.load(source, mmap_mode="r")
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_RowWriter(folder / f"{split}.parquet")) for split in SPLITS]
+        for name, row, _ in settings["parts"]:
+            for batch in pq.ParquetFile(source.parent / name / "part.parquet").iter_batches(
+                ROWS_PER_GROUP, columns=list(STORED)
+            ):
+                split_of = split_of_row[row : row + len(batch)]
+                row += len(batch)
+                for index, writer in enumerate(writers):
+                    writer.add(_final_rows(batch.filter(pa.array(split_of == index)), name))
+    return {split: writer.rows for split, writer in zip(SPLITS, writers, strict=True)}
+
+
+def _final_rows(batch: pa.RecordBatch, source_file: str) -> pa.Table:
+    both = pc.binary_join_element_wise(batch["title"], batch["abstract"], " ")
+    text = pc.utf8_trim(both, " ")  # where one is empty, as in join_text
+    rows = pa.Table.from_batches([batch]).append_column("text", text)
+    return rows.append_column("source_file", pa.repeat(source_file, len(batch))).select(SCHEMA.names)
+
+
+class _RowWriter:
+    """A Parquet file of the corpus, written ROWS_PER_GROUP rows at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetWriter(path, SCHEMA, **PARQUET)
+        self._held: list[pa.Table] = []
+        self.rows = self._written = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self.rows += len(table)
+        if self.rows - self._written >= ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write_table(pa.concat_tables([SCHEMA.empty_table(), *self._held]), ROWS_PER_GROUP)
+        self._held, self._written = [], self.rows
+
+    def __enter__(self) -> "_RowWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._file.close()
+
+
+def _of_full_size(files: list[Path]) -> Iterator[list[Path]]:
+    """Consecutive files that have ROWS_PER_FILE rows together; none without rows."""
+    held, rows = [], 0
+    for file in files:
+        if more := pq.read_metadata(file).num_rows:
+            held.append(file)
+            rows += more
+        if rows >= ROWS_PER_FILE:
+            yield held
+            held, rows = [], 0
+    if held:
         yield held
+
+
+def funnel(counts: dict[str, Any]) -> list[tuple[str, int]]:
+    """Counts as a table: what was read, what left on the way, what is kept, what cleaning changed in it."""
+    dropped = ["superseded", "deleted", *FILTERS, "duplicates"]
+    kept = sum(counts[split] for split in SPLITS)
+    return [
+        ("records read", counts["records"]),
+        *((f"- {name.replace('_', ' ')}", counts[name]) for name in dropped),
+        ("kept", kept),
+        *((f"  {split}", counts[split]) for split in SPLITS),
+        ("words", counts["words"]),
+        *((f"{rule.__name__.replace('_', ' ')}: records", counts[rule.__name__]) for rule in CLEANING),
+    ]
 
 
 def split_files(corpus: Path, manifest: dict[str, Any], split: str) -> list[Path]:

@@ -1,7 +1,8 @@
 """One MEDLINE XML file -> citations and deletions, streaming.
 
 Both of NLM's roots are read: `PubmedArticleSet` (today) and `MedlineCitationSet` (up to 2016). Entities, network and
-DTD loading are off. The elements are described at https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html.
+DTD loading are off; depth (256) and the length of a text (10 MB) are bounded by libxml2, a record and the growth of a
+gzip file here. The elements are described at https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html.
 """
 
 import gzip
@@ -19,9 +20,11 @@ from data.files import UserError
 ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
 RECORDS = ("PubmedArticle", "PubmedBookArticle")  # children of a PubmedArticleSet
 MATHML = "{http://www.w3.org/1998/Math/MathML}math"
-UNNAMED_LABELS = ("UNLABELLED", "UNASSIGNED")  # NLM's fillers for a section without a label
+MAX_RECORD = 32 << 20  # bytes of XML without the end of a record; NLM's longest are some 2 MB
+MAX_GROWTH = 100  # times its own size that a gzip file may give, over MAX_RECORD; NLM's give 9 times
 SPACES = " \t\r\n"  # XML's; Unicode's other spaces are characters of the text
 WHITESPACE = re.compile(f"[{SPACES}]+")
+RETRACTED = "Retracted Publication"  # NLM's publication type
 YEAR = re.compile(r"(?<!\d)(1[6-9]|20)\d\d(?!\d)")
 
 
@@ -35,6 +38,9 @@ class Citation:
     abstract: str
     year: int | None
     journal: str
+    languages: str = ""
+    """NLM's codes, of the article: "eng", "eng fre"."""
+    retracted: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def read_medline(path: Path) -> Iterator[Citation | Deletion]:
     """
     try:
         with _open(path) as stream:
-            yield from _parse(path, stream)
+            yield from _parse(path, _Bounded(path, stream))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -64,7 +70,28 @@ def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _parse(path: Path, stream: BinaryIO) -> Iterator[Citation | Deletion]:
+class _Bounded:
+    """A stream that ends in a UserError where too much comes without the end of a record."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self._path, self._stream = path, stream
+        self._left = MAX_RECORD + path.stat().st_size * (MAX_GROWTH if path.suffix == ".gz" else 1)
+        self.since_record = 0
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        self.since_record += len(content)
+        if self._left < 0:
+            raise UserError(
+                f"{self._path}: more than {MAX_GROWTH} times its size unpacked; NLM's files are not like that"
+            )
+        if self.since_record > MAX_RECORD:
+            raise UserError(f"{self._path}: more than {MAX_RECORD >> 20} MiB without the end of a record; not NLM's")
+        return content
+
+
+def _parse(path: Path, stream: _Bounded) -> Iterator[Citation | Deletion]:
     tags = ("MedlineCitation", "DeleteCitation", *RECORDS)
     context = etree.iterparse(
         stream,
@@ -78,6 +105,7 @@ def _parse(path: Path, stream: BinaryIO) -> Iterator[Citation | Deletion]:
     )
     checked = False
     for element in _elements(path, context):
+        stream.since_record = 0
         if not checked:
             _check_root(path, element.getroottree().getroot())
             _check_entities(path, element.getroottree().docinfo)
@@ -123,19 +151,29 @@ def _check_root(path: Path, root: Any) -> None:
 
 
 def _citation(path: Path, element: Any) -> Citation:
-    year = element.findtext("Article/Journal/JournalIssue/PubDate/Year") or element.findtext(
-        "Article/Journal/JournalIssue/PubDate/MedlineDate"
-    )
-    found = YEAR.search(year or "")
-    pmid, version = _pmid(path, element.find("PMID"))
+    article = _child(element, "Article")
+    journal = _child(article, "Journal")
+    date = _child(_child(journal, "JournalIssue"), "PubDate")
+    year = _child(date, "Year")
+    found = YEAR.search(flatten(year) or flatten(_child(date, "MedlineDate")))
+    pmid, version = _pmid(path, _child(element, "PMID"))
+    types = _child(article, "PublicationTypeList")
     return Citation(
         pmid=pmid,
         version=version,
-        title=flatten(element.find("Article/ArticleTitle")),
-        abstract=_abstract(element.find("Article/Abstract")),
+        title=flatten(_child(article, "ArticleTitle")),
+        abstract=_abstract(_child(article, "Abstract")),
         year=int(found.group()) if found else None,
-        journal=flatten(element.find("Article/Journal/Title")) or flatten(element.find("MedlineJournalInfo/MedlineTA")),
+        journal=flatten(_child(journal, "Title"))
+        or flatten(_child(_child(element, "MedlineJournalInfo"), "MedlineTA")),
+        languages=" ".join(flatten(each) for each in article.iterchildren("Language")) if article is not None else "",
+        retracted=types is not None and any(flatten(each) == RETRACTED for each in types),
     )
+
+
+def _child(element: Any, tag: str) -> Any:
+    """The first child with this tag; None where there is none, or no element. Much faster than `find`."""
+    return None if element is None else next(element.iterchildren(tag), None)
 
 
 def _pmid(path: Path, element: Any) -> tuple[int, int]:
@@ -151,9 +189,9 @@ def _abstract(element: Any) -> str:
     if element is None:
         return ""
     sections = []
-    for section in element.iterfind("AbstractText"):
+    for section in element.iterchildren("AbstractText"):
         text, label = flatten(section), section.get("Label", "").strip(SPACES)
-        if text and label and label not in UNNAMED_LABELS:
+        if text and label:
             text = f"{label}{'' if label.endswith(':') else ':'} {text}"
         sections.append(text)
     return " ".join(section for section in sections if section)
@@ -167,6 +205,8 @@ def flatten(element: Any) -> str:
     """
     if element is None:
         return ""
+    if not len(element):  # most have no markup
+        return _one_line(element.text or "")
     for math in element.iter(MATHML):
         for node in math.iter():
             if _is_layout(node.text):
@@ -175,7 +215,13 @@ def flatten(element: Any) -> str:
                 node.tail = None
     for formula in element.iter("DispFormula"):
         formula.text, formula.tail = f" {formula.text or ''}", f" {formula.tail or ''}"
-    return WHITESPACE.sub(" ", "".join(element.itertext())).strip(" ")
+    return _one_line("".join(element.itertext()))
+
+
+def _one_line(text: str) -> str:
+    if "\n" in text or "  " in text or "\t" in text or "\r" in text:
+        text = WHITESPACE.sub(" ", text)
+    return text.strip(" ")
 
 
 def _is_layout(text: str | None) -> bool:

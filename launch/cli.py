@@ -36,25 +36,35 @@ def sample(out: Out) -> None:
 
 @app.command()
 def corpus(
-    raw: Annotated[list[Path], typer.Argument(help="NLM's .xml and .xml.gz files, or folders of them.")],
+    raw: Annotated[list[str], typer.Argument(metavar="RAW... [corpus.key=value]...", help="NLM's files, or folders.")],
     out: Out,
+    settings: Annotated[Path | None, typer.Option(help="TOML file with a section [corpus].")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the citations held out for evaluation.")] = 0.002,
     test_fraction: Annotated[float, typer.Option(help="Share held out for the end.")] = 0.002,
+    report: Annotated[bool, typer.Option("--report", help="Print what became of the records, as a table.")] = False,
     workers: Workers = 1,
 ) -> None:
-    """PubMed XML to Parquet: newest version of each PMID, deletions, exact duplicates, split by a hash of the PMID.
+    """PubMed XML to Parquet: newest version of each PMID, deletions, filters, cleaning, split by a hash of the PMID.
 
-    Example: `biogpt corpus raw/ --out corpus/ --workers 8`
+    Example: `biogpt corpus raw/ corpus.minimum_words=20 --out corpus/ --workers 8 --report`
     """
-    from data.corpus import make_corpus
+    from data.cleaning import load_corpus_settings
+    from data.corpus import funnel, make_corpus
 
-    counts = make_corpus(raw, out, validation_fraction, test_fraction, workers)["counts"]
+    paths = [Path(given) for given in raw if not given.startswith("corpus.") or Path(given).exists()]
+    loaded = load_corpus_settings(settings, [given for given in raw if Path(given) not in paths])
+    if not paths:
+        raise UserError("corpus: name the files or folders to read")
+    counts = make_corpus(paths, out, validation_fraction, test_fraction, workers, loaded)["counts"]
+    if report:
+        width = max(len(name) for name, _ in funnel(counts))
+        for name, count in funnel(counts):
+            print(f"{name:{width}} {count:>14,}")
     if not counts["validation"]:
         print("biogpt: warning: no citation fell to validation; raise --validation-fraction", file=sys.stderr)
     print(
-        f"{out}: {counts['records']:,} records, {counts['superseded_or_deleted']:,} superseded or deleted,"
-        f" {counts['without_title_or_abstract']:,} without title or abstract, {counts['duplicates']:,} duplicates;"
-        f" kept {counts['train']:,} train, {counts['validation']:,} validation, {counts['test']:,} test"
+        f"{out}: of {counts['records']:,} records kept {counts['train']:,} train, {counts['validation']:,} validation,"
+        f" {counts['test']:,} test; {counts['words']:,} words"
     )
 
 

@@ -18,7 +18,7 @@ def run_quickstart(out: Path) -> None:
     say("1/7 sample: invented citations in NLM's XML")
     cli.sample(raw)
     say("2/7 corpus: XML to Parquet")
-    cli.corpus([raw], corpus, validation_fraction=0.05, test_fraction=0.05, workers=workers)
+    cli.corpus([str(raw)], corpus, validation_fraction=0.05, test_fraction=0.05, workers=workers)
     say("3/7 tokenizer: Moses and BPE")
     cli.tokenizer(corpus, tokenizer, merges=2_000, workers=workers)
     say("4/7 shards: token files")

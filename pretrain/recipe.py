@@ -3,25 +3,18 @@
 One class for each section; unknown keys are refused with the nearest known one, all mistakes are reported together.
 """
 
-import difflib
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from data.files import UserError, read_json, read_manifest, sha256, whole_file
+from data.settings import Section, override, read_toml, validate
 from model.config import PRESETS, DecoderConfig
 from pretrain import ROOT
 
 BUNDLED = ROOT / "launch" / "recipes"
-
-
-class Section(BaseModel):
-    """Settings that refuse unknown keys and do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -184,20 +177,11 @@ def load_recipe(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Rec
     """
     path = BUNDLED / f"{source}.toml" if source in bundled_recipes() else Path(source)
     try:
-        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = read_toml(path)
     except (FileNotFoundError, IsADirectoryError):
         names = ", ".join(bundled_recipes())
         raise UserError(f"{source}: no such recipe file, nor a bundled recipe ({names})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not TOML ({error})") from None
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        section, dot, name = key.partition(".")
-        if not (equals and dot and section and name):
-            raise UserError(f"{override}: not of the form section.key=value, as in train.steps=100")
-        if not isinstance(settings.setdefault(section, {}), dict):
-            raise UserError(f"{path}: {section} must be a section: [{section}]")
-        settings[section][name] = _parse_value(value)
+    override(settings, overrides, str(path))
     return check_settings(settings, path.name)
 
 
@@ -206,21 +190,9 @@ def bundled_recipes() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.toml"))
 
 
-def _parse_value(text: str) -> Any:
-    """A TOML value, or a bare word as a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     """Validate settings that come from `source`; UserError reports all mistakes together."""
-    try:
-        recipe = Recipe.model_validate(settings)
-    except ValidationError as error:
-        mistakes = [_describe(entry["type"], entry["loc"], entry["msg"], entry["input"]) for entry in error.errors()]
-        raise UserError(f"{source}: {'; '.join(mistakes)}") from None
+    recipe = validate(Recipe, settings, source)
     if recipe.model.preset not in PRESETS:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
     if recipe.deepspeed.stage == 0 and recipe.train.precision != "fp32":
@@ -255,16 +227,6 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
         )
     recipe.decoder_config(vocab_size=8)
     return recipe
-
-
-def _describe(kind: str, location: tuple[int | str, ...], message: str, value: Any) -> str:
-    key = ".".join(str(part) for part in location)
-    if kind != "extra_forbidden":
-        return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
-    fields: Any = Recipe.model_fields
-    known = list(fields) if len(location) == 1 else list(fields[location[0]].annotation.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-    return f"unknown key {key}; did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?"
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

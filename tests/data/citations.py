@@ -75,7 +75,7 @@ def read_with_elementtree(content: bytes) -> Iterator[tuple[Record, bool]]:
             sections = []
             for section in [] if abstract is None else abstract.findall("AbstractText"):
                 text, label = one_line("".join(section.itertext())), section.get("Label", "")
-                if text and label not in ("", "UNLABELLED", "UNASSIGNED"):
+                if text and label:
                     text = f"{label.rstrip(':')}: {text}"
                 sections += [text] if text else []
             date = article.find("Journal/JournalIssue/PubDate")

@@ -197,7 +197,7 @@ def test_no_character_of_generated_markup_is_lost(pieces: list[tuple[str, str]],
         ('<AbstractText Label="AIM" NlmCategory="OBJECTIVE">One.</AbstractText>'
          '<AbstractText Label="RESULTS">Two.</AbstractText>', "AIM: One. RESULTS: Two."),
         ('<AbstractText Label="UNLABELLED">One.</AbstractText><AbstractText Label="UNASSIGNED">Two.</AbstractText>',
-         "One. Two."),
+         "UNLABELLED: One. UNASSIGNED: Two."),
         ('<AbstractText Label="AIM:">One.</AbstractText>', "AIM: One."),
         ('<AbstractText Label="A &amp; B">One.</AbstractText>', "A & B: One."),
         ('<AbstractText Label=" ">One.</AbstractText>', "One."),
