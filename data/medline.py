@@ -20,7 +20,9 @@ from data.files import UserError
 ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
 RECORDS = ("PubmedArticle", "PubmedBookArticle")  # children of a PubmedArticleSet
 MATHML = "{http://www.w3.org/1998/Math/MathML}math"
-MAX_RECORD = 32 << 20  # bytes of XML without the end of a record; NLM's longest are some 2 MB
+MAX_RECORD = (
+    16 << 20
+)  # bytes of XML without the end of a record (500 MB as a tree at worst); NLM's longest have some 5 MB
 MAX_GROWTH = 100  # times its own size that a gzip file may give, over MAX_RECORD; NLM's give 9 times
 SPACES = " \t\r\n"  # XML's; Unicode's other spaces are characters of the text
 WHITESPACE = re.compile(f"[{SPACES}]+")

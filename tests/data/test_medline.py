@@ -383,6 +383,59 @@ def test_a_dtd_is_neither_read_nor_fetched(tmp_path: Path) -> None:
     assert isinstance(record, Citation) and record.abstract == "Text."
 
 
+BOMBS = {
+    "deep": ("<b>" * 300 + "</b>" * 300, "depth"),
+    "long text": ("x" * 11_000_000, "not well-formed"),
+    "long attribute": (f'<b a="{"x" * 11_000_000}"/>', "not well-formed"),
+    "endless record": ("<b/>" * 20_000_000, "16 MiB without the end of a record"),
+    "endless list of authors": (
+        "<Author><LastName>A</LastName></Author>" * 3_000_000,
+        "MiB without the end of a record",
+    ),
+    "endless remarks": ("<!-- no -->" * 8_000_000, "MiB without the end of a record"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_absurd_elements_are_refused_in_bounded_memory(name: str, tmp_path: Path) -> None:
+    """60 MB and more of XML under some 0.3 MB of gzip, in no more than 600 MB."""
+    inner, reason = BOMBS[name]
+    xml = article_set(f"<PubmedArticle>{citation_xml(citation(1, 'TITLE'))}</PubmedArticle>").replace("TITLE", inner)
+    path = tmp_path / "bomb.xml.gz"
+    path.write_bytes(gzip.compress(xml.encode(), 1))
+    message, peak = refused_at(path)
+    assert message.startswith(f"{path}: ") and reason in message and peak < 600
+
+
+def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
+    """Half a million equal records, 200 MB out of 1 MB: each is well-formed, but no file of NLM's is like that."""
+    record = f"<PubmedArticle>{citation_xml(citation(1, 'T', 'word ' * 60))}</PubmedArticle>"
+    path = tmp_path / "bomb.xml.gz"
+    with gzip.open(path, "wt") as out:
+        out.write("<PubmedArticleSet>")
+        for _ in range(500):
+            out.write(record * 1_000)
+        out.write("</PubmedArticleSet>")
+    message, peak = refused_at(path)
+    assert "more than 100 times its size unpacked" in message and peak < 150
+
+
+def refused_at(path: Path) -> tuple[str, float]:
+    """The message with which a process of its own refuses the file, and its peak of memory in MB."""
+    script = (
+        "import re, sys; from pathlib import Path; from data.files import UserError\n"
+        "from data.medline import read_medline\n"
+        "try: print(sum(1 for _ in read_medline(Path(sys.argv[1]))))\n"
+        "except UserError as error: print(error)\n"
+        "print(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    message, peak = done.stdout.splitlines()
+    print(f"{peak} KiB: {message}")
+    return message, int(peak) * 1024 / 1e6
+
+
 # Memory
 
 
