@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 MANIFEST = "manifest.json"
 VERSIONS = {
+    "raw": 1,
     "corpus": 1,
     "tokenizer": 1,
     "shards": 1,

@@ -1,6 +1,7 @@
 """The front door: `biogpt`. Each command imports what it needs when it runs, so that `--help` answers at once."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,31 @@ app = typer.Typer(
 )
 Workers = Annotated[int, typer.Option(min=1, help="Local processes.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
+
+
+@app.command()
+def download(
+    out: Annotated[Path, typer.Option("--out", help="Folder for NLM's files; what is there is kept.")],
+    updates: Annotated[bool, typer.Option("--updates", help="The daily update files too.")] = False,
+    baseline: Annotated[int | None, typer.Option(help="Year that the files must be of.")] = None,
+    files: Annotated[str, typer.Option(metavar="FIRST-LAST", help="Numbers of the files wanted; default: all.")] = "",
+    connections: Annotated[int, typer.Option(min=1, max=16, help="Files at once.")] = 4,
+    base_url: Annotated[str, typer.Option(help="NLM's PubMed folder, or a mirror of it.")] = "",
+) -> None:
+    """Download PubMed from NLM, compare every file with its md5, go on where a download broke off.
+
+    Example: `biogpt download --out raw/ --files 1-20`
+    """
+    from data.nlm import BASE_URL
+    from data.nlm import download as download_archive
+
+    numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", files)
+    if files and not numbers:
+        raise UserError(f"--files {files}: give a number or two, as in 1-20")
+    wanted = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else None
+    url = f"{(base_url or BASE_URL).rstrip('/')}/"
+    counts = download_archive(out, updates, baseline, wanted, connections, url)["counts"]
+    print(f"{out}: {counts['files']:,} files, {counts['bytes'] / 1e9:.1f} GB, all with NLM's md5")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
 COMMANDS = (
+    "download",
     "sample",
     "corpus",
     "tokenizer",
