@@ -78,7 +78,7 @@ class CorpusSection(Section):
     profile: Literal["clean", "biogpt"] = "clean"
     """biogpt: as far as is known what the model of 2022 saw. The keys below change single switches of it."""
     title_and_abstract: bool = True
-    """Drop records that lack either; otherwise one suffices."""
+    """Drop citations that lack either; otherwise one suffices."""
     languages: tuple[str, ...] = ()
     """Keep articles in these only, by NLM's codes ("eng"); empty: all, whose abstracts in PubMed are English."""
     first_year: int | None = Field(default=None, ge=1000, le=9999)
@@ -88,6 +88,8 @@ class CorpusSection(Section):
     minimum_words: int = Field(default=0, ge=0)
     """Drop shorter texts, in words between spaces. PubMedBERT's was 128."""
     drop_retracted: bool = True
+    text_column: str = "text"
+    """Of files that are not PubMed's."""
     exclude_pmids: str = ""
     """A file of PMIDs, one a line, that must not be trained on: those of your benchmarks."""
     drop_duplicates: bool = True

@@ -1,4 +1,4 @@
-"""Citations -> corpus: newest version of each PMID, deletions, filters, duplicates, split -> Parquet.
+"""Citations, and other text -> corpus: newest version of each PMID, deletions, filters, duplicates, split -> Parquet.
 
 Pass one makes a part of each input file, in parallel: its records, cleaned, with what the choice needs to know. Parts
 stay in `OUT.parts`, so that new update files are added without parsing the old ones again. Pass two loads the keys of
@@ -7,6 +7,8 @@ all parts, chooses the rows and writes them, in parallel.
 The newest record of a PMID is the one of the latest file, and in that file of the highest version. A deletion
 withdraws the occurrences of its PMID and version that stand before it. Filters come after: an old version never comes
 back where the newest is dropped.
+
+Text that is not PubMed's (`data.texts`) has a negative number from its hash for a PMID, and no title.
 
 Memory of pass two: a row's keys are 24 bytes (PMID 8, hash of the text 8, version 2, words 2, and a byte each for
 deletion, filter, cleaning rules and split), so 38 million take 0.9 GB; sorting is done in 16 shares, some 0.2 GB.
@@ -29,7 +31,8 @@ from data.cleaning import CLEAN, CLEANING, CorpusSection, clean, cleaning_switch
 from data.files import UserError, input_files, make_folder, parts_folder, read_manifest, sha256, whole_file
 from data.hashing import mix64
 from data.medline import Deletion, read_medline
-from data.workers import Task, run_tasks
+from data.texts import BUILDERS, builder_of, read_texts
+from data.workers import JobArray, Task, Workers, run_tasks, share_of
 
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
 SPLITS = ("train", "validation", "test")
@@ -71,10 +74,12 @@ def make_corpus(
     out: Path,
     validation_fraction: float,
     test_fraction: float,
-    workers: int,
+    workers: Workers,
     settings: CorpusSection = CLEAN,
 ) -> dict[str, Any]:
-    """Read files and folders of NLM's XML and write the corpus folder `out`. Returns its manifest.
+    """Read files and folders of NLM's XML, and files of other text, and write the corpus folder `out`.
+
+    Returns its manifest.
 
     validation_fraction, test_fraction: shares of the citations, drawn by a hash of the PMID.
     Raises UserError naming a missing input, TasksFailed naming the damaged ones.
@@ -84,7 +89,7 @@ def make_corpus(
             raise UserError(f"--{name}-fraction {value}: must be at least 0 and below 1")
     if validation_fraction + test_fraction >= 1:
         raise UserError("--validation-fraction and --test-fraction leave nothing for training; lower them")
-    files, parts = list_files(raw), parts_folder(out)
+    files, parts = share_of(list_files(raw), workers), parts_folder(out)
     excluded = np.array(read_pmids(Path(settings.exclude_pmids)) if settings.exclude_pmids else [], np.int64)
     request: dict[str, Any] = {
         "inputs": input_files(files),
@@ -95,9 +100,15 @@ def make_corpus(
     if settings.exclude_pmids:
         request["corpus"]["exclude_pmids"] = sha256(Path(settings.exclude_pmids))
 
+    switches: dict[str, Any] = cleaning_switches(settings)
+    tasks = []
+    for file in files:
+        more = {"text_column": settings.text_column} if builder_of(file) else {}
+        tasks.append(Task("corpus part", file, request["inputs"][file.name], parts / file.name, switches | more))
+    if isinstance(workers, JobArray):
+        run_tasks(write_part, tasks, workers, "corpus: reading files")
+
     def fill(folder: Path) -> dict[str, Any]:
-        switches = cleaning_switches(settings)
-        tasks = [Task("corpus part", file, request["inputs"][file.name], parts / file.name, switches) for file in files]
         run_tasks(write_part, tasks, workers, "corpus: reading files")
         keys = Keys([task.folder / "part.parquet" for task in tasks], settings, excluded)
         split_of_row, counts = choose_rows(keys, settings, validation_fraction, test_fraction)
@@ -113,7 +124,7 @@ def make_corpus(
 
 
 def list_files(raw: list[Path]) -> list[Path]:
-    """The XML files among files and folders, in NLM's order: other names first, then by year and number.
+    """The files given, and the XML files of folders, in NLM's order: other names first, then by year and number.
 
     Update files of a year are numbered on from its baseline, so the order is also that of publication.
     """
@@ -121,6 +132,8 @@ def list_files(raw: list[Path]) -> list[Path]:
     for path in raw:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
+        if path.is_file() and not (_is_medline(path) or builder_of(path)):
+            raise UserError(f"{path}: neither .xml or .xml.gz nor one of {', '.join(BUILDERS)}")
         found = [path] if path.is_file() else [file for file in path.iterdir() if _is_medline(file)]
         if not found:
             raise UserError(f"{path}: holds no .xml or .xml.gz file")
@@ -140,21 +153,12 @@ def _is_medline(path: Path) -> bool:
 def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Pass one: every record of one file, deletions included, as `part.parquet`. Returns counts.
 
-    settings: the switches of the cleaning rules.
+    settings: the switches of the cleaning rules, and the text_column of a file that is not PubMed's.
     """
     total, columns = 0, _empty_columns()
+    rows = _texts_as_rows(source, settings) if "text_column" in settings else _records_as_rows(source, settings)
     with pq.ParquetWriter(folder / "part.parquet", PART_SCHEMA, **PARQUET) as out:
-        for record in read_medline(source):
-            if isinstance(record, Deletion):
-                row = (record.pmid, record.version, "", "", None, "", True, "", False, 0, 0, 0)
-            else:
-                title, first = clean(record.title, settings)
-                abstract, second = clean(record.abstract, settings)
-                text = join_text(title, abstract)
-                row = (
-                    *(record.pmid, record.version, title, abstract, record.year, record.journal, False),
-                    *(record.languages, record.retracted, text.count(" ") + 1, first | second, _text_hash(text)),
-                )
+        for row in rows:
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
             total += 1
@@ -163,6 +167,28 @@ def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str
                 columns = _empty_columns()
         out.write_table(_table(columns))
     return {"rows": total}
+
+
+def _records_as_rows(source: Path, switches: dict[str, bool]) -> Iterator[tuple[Any, ...]]:
+    for record in read_medline(source):
+        if isinstance(record, Deletion):
+            yield (record.pmid, record.version, "", "", None, "", True, "", False, 0, 0, 0)
+            continue
+        title, first = clean(record.title, switches)
+        abstract, second = clean(record.abstract, switches)
+        text = join_text(title, abstract)
+        yield (
+            *(record.pmid, record.version, title, abstract, record.year, record.journal, False),
+            *(record.languages, record.retracted, text.count(" ") + 1, first | second, _hash(normalised(text))),
+        )
+
+
+def _texts_as_rows(source: Path, settings: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for given in read_texts(source, settings["text_column"]):
+        text, changed = clean(given, settings)
+        number = -1 - (_hash(text.encode()) >> 1)
+        words, text_hash = text.count(" ") + 1, _hash(normalised(text))
+        yield (number, 1, "", text, None, "", False, "", False, words, changed, text_hash)
 
 
 def _empty_columns() -> list[list[Any]]:
@@ -179,8 +205,8 @@ def join_text(title: str, abstract: str) -> str:
     return f"{title} {abstract}" if title and abstract else title or abstract
 
 
-def _text_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(normalised(text), digest_size=8).digest(), "little")
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 class Keys:
@@ -208,11 +234,14 @@ class Keys:
 def first_filter(batch: pa.RecordBatch, settings: CorpusSection, excluded: np.ndarray) -> np.ndarray:
     """For each record 1 + the index in FILTERS of the first filter that drops it, or 0."""
     title, abstract = (pc.equal(batch[name], "").to_numpy(False) for name in ("title", "abstract"))
+    is_citation = batch["pmid"].to_numpy() >= 0
     year = pc.fill_null(batch["year"], -1).to_numpy()
     first, last, wanted = settings.first_year or -1, settings.last_year or 9999, set(settings.languages)
     known = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
     drops = {
-        "without_title_or_abstract": title | abstract if settings.title_and_abstract else title & abstract,
+        "without_title_or_abstract": np.where(
+            is_citation & settings.title_and_abstract, title | abstract, title & abstract
+        ),
         "other_language": np.array([bool(wanted) and known[text] for text in batch["languages"].to_pylist()], bool),
         "other_year": (year < first) | (year > last) | ((year < 0) & (settings.last_year is not None)),
         "short": batch["words"].to_numpy() < settings.minimum_words,
@@ -286,7 +315,9 @@ def _last_of_each(ordered: np.ndarray) -> np.ndarray:
     return np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]
 
 
-def _write_splits(tasks: list[Task], starts: np.ndarray, split_of_row: np.ndarray, folder: Path, workers: int) -> None:
+def _write_splits(
+    tasks: list[Task], starts: np.ndarray, split_of_row: np.ndarray, folder: Path, workers: Workers
+) -> None:
     """The chosen rows as `train-00000.parquet` ..., of consecutive parts, ROWS_PER_FILE rows or some more each.
 
     A split without a row has no file: `datasets.load_dataset` refuses a folder that holds an empty one.

@@ -37,6 +37,10 @@ class UserError(Exception):
     """A user's mistake: one line that names the file, key or value and what to do. Commands end with exit code 2."""
 
 
+class ShareDone(Exception):
+    """The share of this element of a job array is done. Commands say so and end with exit code 0."""
+
+
 class TasksFailed(Exception):
     """Some files could not be worked on, all others are done. Commands name each and end with exit code 1."""
 

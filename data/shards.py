@@ -17,13 +17,13 @@ from data.files import make_folder, parts_folder, read_manifest, sha256, verify_
 from data.hashing import mix64
 from data.indexed import IndexedTokens, token_dtype, write_index
 from data.tokenizer import EOS_ID, TOKENIZER_FILES, UNK_ID, Tokenizer
-from data.workers import Task, progress, run_tasks
+from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
 DOCUMENTS_PER_SHARD = 500_000
 
 
 def make_shards(
-    corpus: Path, tokenizer: Path, out: Path, workers: int, splits: tuple[str, ...] = SPLITS
+    corpus: Path, tokenizer: Path, out: Path, workers: Workers, splits: tuple[str, ...] = SPLITS
 ) -> dict[str, Any]:
     """Tokenize the splits of `corpus` with the folder `tokenizer`; write the folder `out`, return its manifest."""
     corpus_manifest = read_manifest(corpus, "corpus")
@@ -35,15 +35,19 @@ def make_shards(
         "splits": list(splits),
     }
 
+    files = {split: split_files(corpus, corpus_manifest, split) for split in splits}
+    settings = {"tokenizer": request["tokenizer"]}
+    tasks = [
+        Task("shards part", file, request["corpus"][file.name], parts / file.stem, settings)
+        for split in splits
+        for file in files[split]
+    ]
+    work = partial(tokenize_file, tokenizer.absolute())
+    if isinstance(workers, JobArray):
+        run_tasks(work, share_of(tasks, workers), workers, "shards: tokenizing")
+
     def fill(folder: Path) -> dict[str, Any]:
-        files = {split: split_files(corpus, corpus_manifest, split) for split in splits}
-        settings = {"tokenizer": request["tokenizer"]}
-        tasks = [
-            Task("shards part", file, request["corpus"][file.name], parts / file.stem, settings)
-            for split in splits
-            for file in files[split]
-        ]
-        done = run_tasks(partial(tokenize_file, tokenizer), tasks, workers, "shards: tokenizing")
+        done = run_tasks(work, tasks, workers, "shards: tokenizing")
         counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
         for split in splits:
             counts[split] = _gather(folder, split, [parts / file.stem / "part" for file in files[split]])

@@ -24,7 +24,7 @@ from data.files import (
     verify_files,
     write_json,
 )
-from data.workers import Task, run_tasks
+from data.workers import Task, Workers, run_tasks
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
@@ -77,7 +77,7 @@ def _read_merges(path: Path) -> list[Merge]:
     return [(first, second) for first, second in pairs]
 
 
-def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, workers: int) -> dict[str, Any]:
+def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, workers: Workers) -> dict[str, Any]:
     """Learn merges and vocabulary on the training split of `corpus`; write the folder `out`, return its manifest.
 
     merges: at most so many; min_count: types seen less often than this in the training split become `<unk>`.

@@ -1,4 +1,4 @@
-"""Where the work runs: one file is one task with a receipt, in this process or in local processes.
+"""Where the work runs: one file is one task with a receipt, here, in local processes, a job array or a Ray cluster.
 
 A task fills a folder of its own, and that folder's manifest is its receipt: the input's sha256, the settings, the
 outputs' sha256, the counts, the version of the format. A task whose receipt proves it done is not done again, so a
@@ -7,7 +7,12 @@ command that was killed, run again, goes on where it was:
     tasks = [Task("words", file, sha256_of_file, parts / file.name, {"lower": True}) for file in files]
     for task, counts in zip(tasks, run_tasks(count_words, tasks, workers, "counting words"), strict=True): ...
 
-with `count_words(source, folder, settings) -> counts`, an importable function of its arguments alone.
+with `count_words(source, folder, settings) -> counts`, an importable function of its arguments alone. An element of a
+job array does its share and ends with ShareDone; the command without `--part` finds all receipts and finishes:
+
+    tasks = share_of(tasks, workers)
+    if isinstance(workers, JobArray):
+        run_tasks(...)  # raises
 """
 
 import multiprocessing
@@ -20,19 +25,43 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.files import VERSIONS, TasksFailed, UserError, read_manifest, verify_files, write_manifest
+from data.files import VERSIONS, ShareDone, TasksFailed, UserError, read_manifest, verify_files, write_manifest
 
 ATTEMPTS = 3  # of a task whose worker dies
 Work = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
 Outcome = dict[str, Any] | str  # the counts, or why the task failed
+
+
+@dataclass(frozen=True)
+class JobArray:
+    """One element of a job array on a shared folder: it does every so-manieth task, in this process."""
+
+    element: int  # from 1
+    elements: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster whose machines share the folders and have this program installed."""
+
+    address: str  # as `ray start` printed it, or "auto"
+
+
+Workers = int | JobArray | Cluster  # an int: so many local processes
+Item = TypeVar("Item")
+
+
+def share_of(items: list[Item], workers: Workers) -> list[Item]:
+    """What is to be done here: all, or the share of an element of a job array."""
+    return items[workers.element - 1 :: workers.elements] if isinstance(workers, JobArray) else items
 
 
 @dataclass(frozen=True)
@@ -46,21 +75,28 @@ class Task:
     settings: dict[str, Any]  # JSON: all that the result depends on besides the source
 
 
-def run_tasks(work: Work, tasks: list[Task], workers: int, title: str) -> list[dict[str, Any]]:
-    """`work(source, folder, settings)` for each task without a receipt, at most `workers` at once. Returns the counts.
+def run_tasks(work: Work, tasks: list[Task], workers: Workers, title: str) -> list[dict[str, Any]]:
+    """`work(source, folder, settings)` for each task without a receipt. Returns the counts of all.
 
     A worker that dies has its task done again by another, ATTEMPTS times. Raises TasksFailed, which names each task
-    that failed and why, after all others are done.
+    that failed and why, after all others are done; ShareDone instead of returning in a job array.
     """
     outcomes: dict[int, Outcome] = {}
-    local = workers <= 1 or len(tasks) <= 1
+    if isinstance(workers, Cluster):
+        done = _on_cluster(work, tasks, workers)
+    elif isinstance(workers, JobArray) or workers <= 1 or len(tasks) <= 1:
+        done = _in_this_process(work, tasks)
+    else:
+        done = _in_processes(work, tasks, workers)
     with progress(title, len(tasks)) as advance:
-        for index, outcome in _in_this_process(work, tasks) if local else _in_processes(work, tasks, workers):
+        for index, outcome in done:
             outcomes[index] = outcome
             advance()
     ordered = [outcomes[index] for index in range(len(tasks))]
     if failures := [outcome for outcome in ordered if isinstance(outcome, str)]:
         raise TasksFailed(failures, len(tasks))
+    if isinstance(workers, JobArray):
+        raise ShareDone(f"{title}: part {workers.element} of {workers.elements} is done, {len(tasks)} files")
     return [outcome for outcome in ordered if not isinstance(outcome, str)]
 
 
@@ -137,6 +173,30 @@ def _serve(connection: Connection, work: Work) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     while True:
         connection.send(perform(work, connection.recv()))
+
+
+def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tuple[int, Outcome]]:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("--cluster: Ray is not installed; pip install 'biogpt-pretrain[cluster]'") from None
+    try:
+        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False, ignore_reinit_error=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"--cluster {cluster.address}: {str(error).splitlines()[0]}") from None
+    remote = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # a worker or machine that dies has its task done again
+    pending = {}
+    for index, task in enumerate(tasks):
+        there = replace(task, source=task.source.absolute(), folder=task.folder.absolute())
+        pending[remote.remote(work, there)] = index
+    while pending:
+        (reference,), _ = ray.wait(list(pending), num_returns=1)
+        index = pending.pop(reference)
+        try:
+            outcome = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            outcome = f"{tasks[index].source}: {type(error).__name__} {ATTEMPTS} times (killed, out of memory?)"
+        yield index, outcome
 
 
 @contextmanager

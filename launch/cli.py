@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from data.files import TasksFailed, UserError, verify_files
+from data.files import ShareDone, TasksFailed, UserError, verify_files
 
 app = typer.Typer(
     help="From PubMed XML to a biomedical language model that transformers loads.",
@@ -19,7 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-Workers = Annotated[int, typer.Option(min=1, help="Local processes.")]
+Processes = Annotated[int, typer.Option("--workers", min=1, help="Local processes.")]
+Address = Annotated[str, typer.Option("--cluster", metavar="ADDRESS", help="A Ray cluster, or auto, instead.")]
+Element = Annotated[str, typer.Option("--part", metavar="K/N", help="Do the share of element K of a job array of N.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
 
 
@@ -62,13 +64,18 @@ def sample(out: Out) -> None:
 
 @app.command()
 def corpus(
-    raw: Annotated[list[str], typer.Argument(metavar="RAW... [corpus.key=value]...", help="NLM's files, or folders.")],
+    raw: Annotated[
+        list[str],
+        typer.Argument(metavar="RAW... [corpus.key=value]...", help="NLM's files, folders of them, other texts."),
+    ],
     out: Out,
     settings: Annotated[Path | None, typer.Option(help="TOML file with a section [corpus].")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the citations held out for evaluation.")] = 0.002,
     test_fraction: Annotated[float, typer.Option(help="Share held out for the end.")] = 0.002,
     report: Annotated[bool, typer.Option("--report", help="Print what became of the records, as a table.")] = False,
-    workers: Workers = 1,
+    workers: Processes = 1,
+    cluster: Address = "",
+    part: Element = "",
 ) -> None:
     """PubMed XML to Parquet: newest version of each PMID, deletions, filters, cleaning, split by a hash of the PMID.
 
@@ -81,7 +88,9 @@ def corpus(
     loaded = load_corpus_settings(settings, [given for given in raw if Path(given) not in paths])
     if not paths:
         raise UserError("corpus: name the files or folders to read")
-    counts = make_corpus(paths, out, validation_fraction, test_fraction, workers, loaded)["counts"]
+    counts = make_corpus(paths, out, validation_fraction, test_fraction, where(workers, cluster, part), loaded)[
+        "counts"
+    ]
     if report:
         width = max(len(name) for name, _ in funnel(counts))
         for name, count in funnel(counts):
@@ -100,7 +109,8 @@ def tokenizer(
     out: Out,
     merges: Annotated[int, typer.Option(min=0, help="BPE merges to learn.")] = 40_000,
     min_count: Annotated[int, typer.Option(min=1, help="Rarer types become <unk>.")] = 1,
-    workers: Workers = 1,
+    workers: Processes = 1,
+    cluster: Address = "",
 ) -> None:
     """Learn BPE merges and the vocabulary on the training split. The folder loads as transformers' BioGptTokenizer.
 
@@ -108,7 +118,7 @@ def tokenizer(
     """
     from data.tokenizer import train_tokenizer
 
-    counts = train_tokenizer(corpus, out, merges, min_count, workers)["counts"]
+    counts = train_tokenizer(corpus, out, merges, min_count, where(workers, cluster))["counts"]
     print(f"{out}: {counts['merges']:,} merges, vocabulary {counts['vocabulary']:,}, from {counts['words']:,} words")
 
 
@@ -117,7 +127,9 @@ def shards(
     corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
     tokenizer: Annotated[Path, typer.Option(help="Folder written by `biogpt tokenizer`.")],
     out: Out,
-    workers: Workers = 1,
+    workers: Processes = 1,
+    cluster: Address = "",
+    part: Element = "",
 ) -> None:
     """Tokenize a corpus into Megatron's .bin and .idx files.
 
@@ -125,7 +137,7 @@ def shards(
     """
     from data.shards import make_shards
 
-    counts = make_shards(corpus, tokenizer, out, workers)["counts"]
+    counts = make_shards(corpus, tokenizer, out, where(workers, cluster, part))["counts"]
     train = counts["train"]
     print(f"{out}: {train['documents']:,} training documents, {train['tokens']:,} tokens, {train['shards']} shards")
 
@@ -281,10 +293,27 @@ def quickstart(out: Out = Path("quickstart")) -> None:
     run_quickstart(out)
 
 
+def where(processes: int, cluster: str, part: str = "") -> Any:
+    """Where the tasks of a data command run; UserError where the options contradict each other."""
+    from data.workers import Cluster, JobArray
+
+    if (processes > 1) + bool(cluster) + bool(part) > 1:
+        raise UserError("choose one of --workers, --cluster and --part")
+    if not part:
+        return Cluster(cluster) if cluster else processes
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--part {part}: expected K/N with K from 1 to N, as in 2/16")
+    return JobArray(int(found[1]), int(found[2]))
+
+
 def main() -> NoReturn:
     """The console command: a user's mistake is one line and exit code 2; files that failed, one each and 1."""
     try:
         app()
+    except ShareDone as done:
+        print(f"{done}; when all are, the same command without --part finishes")
+        raise SystemExit(0) from None
     except TasksFailed as error:
         for failure in error.failures:
             print(f"biogpt: error: {failure}", file=sys.stderr)

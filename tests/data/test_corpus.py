@@ -1,6 +1,7 @@
 """data/corpus.py against a slow reading with dicts, on generated streams and on NLM's own update files."""
 
 import gzip
+import json
 import os
 import random
 import re
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
@@ -20,7 +23,8 @@ from datasets import load_dataset
 from data import corpus as corpus_module
 from data.cleaning import CLEAN, cleaning_switches, load_corpus_settings
 from data.corpus import FILTERS, SPLITS, funnel, list_files, make_corpus
-from data.files import TasksFailed, UserError, verify_files
+from data.files import ShareDone, TasksFailed, UserError, verify_files
+from data.workers import JobArray
 from tests.data.citations import Record, citation, citation_xml, deletion, read_with_elementtree, write_file
 from tests.data.reference import splitmix64
 from tests.shared import NLM, ROOT, needs_shared
@@ -416,6 +420,71 @@ def test_missing_and_empty_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no citation is left for training"):
         build(tmp_path, [[citation(1, "No abstract", "")]])
     assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize("elements", [3, 7])
+def test_a_job_array_gives_the_same_bytes(elements: int, tmp_path: Path) -> None:
+    files = [[citation(pmid, f"Title {pmid} of {number}.") for pmid in range(number, 90, number)]
+             for number in (1, 2, 3, 4)]  # fmt: skip
+    build(tmp_path / "whole", files, 0.2, 0.2)
+    shutil.copytree(tmp_path / "whole" / "raw", tmp_path / "array" / "raw")
+    corpus = tmp_path / "array" / "corpus"
+    for element in range(elements, 0, -1):
+        with pytest.raises(ShareDone):
+            make_corpus([tmp_path / "array" / "raw"], corpus, 0.2, 0.2, JobArray(element, elements))
+        assert not corpus.exists()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("array/corpus.parts/*/manifest.json")}
+    make_corpus([tmp_path / "array" / "raw"], corpus, 0.2, 0.2, 2)
+    assert len(before) == 4 and all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert content(corpus) == content(tmp_path / "whole" / "corpus")
+
+
+# Text that is not PubMed's
+
+
+def write_texts(folder: Path, texts: list[str | None]) -> list[Path]:
+    """The same texts as every kind of file, under another column than the default."""
+    table = pa.table({"id": list(range(len(texts))), "body": texts})
+    lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+    (folder / "a.jsonl").write_text(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pq.write_table(table, folder / "c.parquet")
+    pyarrow.csv.write_csv(table, folder / "d.csv")
+    return [folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv")]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_other_text_enters_by_the_same_door(index: int, tmp_path: Path) -> None:
+    """Cleaned, counted and split like the rest; an empty one is dropped, of equal ones one stays."""
+    other = write_texts(tmp_path, ["A note &lt; another.", "A second note.", None, "", "a second  note", "Cité, “ça”."])
+    write_file(tmp_path / "raw" / "pubmed26n0001.xml", [citation(1)])
+    settings = load_corpus_settings(None, ["corpus.text_column=body"])
+    manifest = make_corpus([other[index], tmp_path / "raw"], tmp_path / "corpus", 0, 0, 1, settings)
+    kept = rows(tmp_path / "corpus")["train"]
+    first, *second, third = sorted(row["text"] for row in kept if row["pmid"] < 0)
+    assert (first, third) in {("A note < another.", "a second  note"), ("A note < another.", "Cité, “ça”.")}
+    assert {*second, third} & {"A second note.", "a second  note"} and "Cité, “ça”." in {*second, third}
+    assert len(kept) == 4 and {row["title"] for row in kept if row["pmid"] < 0} == {""}
+    assert manifest["counts"]["unescape_entities"] == 1 and manifest["counts"]["duplicates"] == 1
+    assert {row["source_file"] for row in kept} == {other[index].name, "pubmed26n0001.xml"}
+
+
+def test_other_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (good, *_, bad) = write_texts(tmp_path, ["A note."])
+    (tmp_path / "broken.jsonl").write_text('{"body": "x"}\n{"body": \n')
+    (tmp_path / "numbers.jsonl").write_text('{"body": 5}\n')
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "c.parquet").read_bytes()[:-30])
+    paths = [good, *(tmp_path / name for name in ("broken.jsonl", "numbers.jsonl", "cut.parquet"))]
+    settings = load_corpus_settings(None, ["corpus.text_column=body"])
+    with pytest.raises(TasksFailed) as caught:
+        make_corpus(paths, tmp_path / "corpus", 0, 0, 1, settings)
+    assert [failure.split(": ")[0] for failure in caught.value.failures] == sorted(map(str, paths[1:]))
+    assert not any("\n" in failure for failure in caught.value.failures)
+    with pytest.raises(TasksFailed, match="has no column 'text' but id, body; see"):
+        make_corpus([bad], tmp_path / "corpus", 0, 0, 1)
+    (tmp_path / "a.docx").touch()
+    with pytest.raises(UserError, match=r"a\.docx: neither \.xml"):
+        make_corpus([tmp_path / "a.docx"], tmp_path / "corpus", 0, 0, 1)
 
 
 # Faults

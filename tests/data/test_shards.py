@@ -1,5 +1,6 @@
 """data/shards.py: read by megatron-core, recounted from the corpus, checked byte by byte."""
 
+import gzip
 import json
 import random
 import shutil
@@ -103,11 +104,20 @@ def test_one_flipped_bit_anywhere_is_found(sample_folder: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def pieces(sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """corpus/ of the same citations in files of at most 100 rows."""
+    """corpus/ of the same citations in many files: NLM's first file comes as four."""
     folder = tmp_path_factory.mktemp("pieces")
+    (folder / "raw").mkdir()
+    baseline, update = sorted((sample_folder / "raw").iterdir())
+    shutil.copyfile(update, folder / "raw" / "pubmed26n0009.xml.gz")
+    head, *records = gzip.decompress(baseline.read_bytes()).decode().split("<PubmedArticle>")
+    quarter = -(-len(records) // 4)
+    for number in range(4):
+        some = "".join(f"<PubmedArticle>{record}" for record in records[number * quarter :][:quarter])
+        xml = head + some.removesuffix("</PubmedArticleSet>\n") + "</PubmedArticleSet>"
+        (folder / "raw" / f"pubmed26n000{number + 1}.xml").write_text(xml)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.corpus.ROWS_PER_FILE", 100)
-        make_corpus([sample_folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
+        make_corpus([folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
     assert len(list((folder / "corpus").glob("train-*"))) >= 3
     return folder
 

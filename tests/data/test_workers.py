@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data import files as files_module
-from data.files import TasksFailed, UserError
-from data.workers import ATTEMPTS, Task, progress, run_tasks
+from data.files import ShareDone, TasksFailed, UserError
+from data.workers import ATTEMPTS, Cluster, JobArray, Task, progress, run_tasks, share_of
 from tests.shared import ROOT
 
 
@@ -195,6 +196,60 @@ def test_a_file_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
         run_tasks(die, make_tasks(tmp_path, 6, deaths=100), 2, "dying")
     assert caught.value.failures == [f"{tmp_path / 'in-1'}: its worker died {ATTEMPTS} times (killed, out of memory?)"]
     assert len(list(tmp_path.glob("parts/*/manifest.json"))) == 5
+
+
+# Job arrays and clusters
+
+
+def test_three_elements_of_a_job_array_do_all_between_them(tmp_path: Path) -> None:
+    for element in (2, 1, 3):
+        array = JobArray(element, 3)
+        with pytest.raises(ShareDone, match=f"part {element} of 3 is done, {3 if element < 3 else 2} files"):
+            run_tasks(square, share_of(make_tasks(tmp_path, 8), array), array, "squares")
+    assert calls(tmp_path) == list(range(8))
+    done = run_tasks(square, make_tasks(tmp_path, 8), 1, "squares")
+    assert calls(tmp_path) == [] and [counts["square"] for counts in done] == [0, 1, 4, 9, 16, 25, 36, 49]
+
+
+def test_an_element_whose_file_fails_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TasksFailed):
+        run_tasks(fail_at_two, share_of(make_tasks(tmp_path, 3), JobArray(3, 3)), JobArray(3, 3), "failing")
+
+
+def test_a_cluster_without_ray_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="Ray is not installed"):
+        run_tasks(square, make_tasks(tmp_path, 2), Cluster("auto"), "squares")
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Ray cluster of this machine with two workers that import what the tests do."""
+    ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield "auto"
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluster: str, tmp_path: Path) -> None:
+    """Task 1 kills its worker twice; a file that fails is named as everywhere."""
+    tasks = make_tasks(tmp_path, 6, deaths=ATTEMPTS - 1)
+    done = run_tasks(die, tasks, Cluster(ray_cluster), "dying")
+    assert [counts["square"] for counts in done] == [0, 1, 4, 9, 16, 25]
+    assert (tmp_path / "deaths").read_bytes() == b"x" * (ATTEMPTS - 1)
+    (tmp_path / "whole").mkdir()
+    run_tasks(square, make_tasks(tmp_path / "whole", 6, deaths=ATTEMPTS - 1), 1, "whole")
+    assert listing(tmp_path / "whole" / "parts") == listing(tmp_path / "parts")
+    (tmp_path / "failing").mkdir()
+    with pytest.raises(TasksFailed) as caught:
+        run_tasks(fail_at_two, make_tasks(tmp_path / "failing", 6), Cluster(ray_cluster), "failing")
+    assert caught.value.failures[0] == "raw/2.xml: damaged" and "ZeroDivisionError" in caught.value.failures[1]
+    (tmp_path / "always").mkdir()
+    with pytest.raises(TasksFailed, match=r"in-1: WorkerCrashedError 3 times"):
+        run_tasks(die, make_tasks(tmp_path / "always", 3, deaths=100), Cluster(ray_cluster), "dying")
 
 
 def test_off_a_terminal_progress_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,11 +149,38 @@ def test_wrong_options_are_named(
         (["corpus", raw, "--out", out, "--test-fraction", "1.5"], "--test-fraction 1.5"),
         (["corpus", raw, "--out", str(sample_folder / "shards")], "is a shards folder; expected a corpus folder"),
         (["corpus", raw, "--out", str(sample_folder / "corpus")], "other inputs or settings"),
+        (["corpus", raw, "--out", out, "--part", "3/2"], "--part 3/2: expected K/N"),
+        (["corpus", raw, "--out", out, "--part", "1/2", "--workers", "2"], "choose one of --workers"),
+        (["corpus", raw, "--out", out, "corpus.minimum_word=3"], "did you mean corpus.minimum_words?"),
+        (["corpus", "corpus.minimum_words=3", "--out", out], "name the files or folders to read"),
+        (["download", "--out", out, "--files", "1-"], "--files 1-: give a number or two"),
         (["evaluate", raw], "name either --shards or --corpus"),
         (["evaluate", raw, "--shards", raw, "--split", "dev"], "--split dev"),
         (["evaluate", raw, "--shards", raw], raw),
     ):
         assert culprit in mistake(arguments, capsys, monkeypatch)
+
+
+def test_a_job_array_of_the_command_and_what_finishes_it(
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three elements and a finish, for corpus and shards: the bytes of one process."""
+    raw, tokenizer = str(sample_folder / "raw"), str(sample_folder / "tokenizer")
+    fractions = ["--validation-fraction", "0.05", "--test-fraction", "0.05"]
+    corpus, shards = str(tmp_path / "corpus"), str(tmp_path / "shards")
+    for command in (["corpus", raw, "--out", corpus, *fractions],
+                    ["shards", corpus, "--tokenizer", tokenizer, "--out", shards]):  # fmt: skip
+        for more in (["--part", "2/3"], ["--part", "3/3"], ["--part", "1/3"], ["--report"][: command[0] == "corpus"]):
+            monkeypatch.setattr(sys, "argv", ["biogpt", *command, *more])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 0 and Path(command[command.index("--out") + 1]).exists() == (len(more) < 2)
+    printed = capsys.readouterr().out
+    assert "part 2 of 3 is done" in printed and "\n- superseded" in printed
+    for stage in ("corpus", "shards"):
+        files = {path.relative_to(sample_folder): path.read_bytes()
+                 for path in (sample_folder / stage).rglob("*") if path.is_file()}  # fmt: skip
+        assert files and all((tmp_path / path).read_bytes() == content for path, content in files.items())
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

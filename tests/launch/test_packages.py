@@ -59,7 +59,7 @@ def test_the_wheel_brings_recipes_and_deepspeed_files(tmp_path: Path, wheel: Pat
     code = "from pretrain.recipe import bundled_recipes; print(bundled_recipes())"
     assert python(tmp_path, "-c", code, PYTHONPATH=str(wheel)).stdout.strip() == "['biogpt', 'biogpt-large', 'tiny']"
     assert len(list((wheel / "launch" / "deepspeed").glob("zero?.json"))) == 4
-    assert (wheel / "launch" / "slurm.sbatch").exists()
+    assert (wheel / "launch" / "slurm.sbatch").exists() and (wheel / "launch" / "corpus.sbatch").exists()
 
 
 def test_biogpt_train_works_beside_foreign_packages(tmp_path: Path, sample_folder: Path) -> None:

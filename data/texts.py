@@ -1,0 +1,35 @@
+"""Text that is not PubMed's, by the door of Hugging Face's datasets: JSON lines, Parquet, CSV, plain lines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.files import UserError
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+def builder_of(path: Path) -> str | None:
+    """The name of the `datasets` builder that reads such a file; None where none does."""
+    return BUILDERS.get(Path(path.name.removesuffix(".gz")).suffix)
+
+
+def read_texts(path: Path, column: str) -> Iterator[str]:
+    """The texts of a file in its order, streamed; "" where a row has none.
+
+    Raises UserError, naming the file, where it cannot be read or has no such column of strings.
+    """
+    from datasets import load_dataset  # takes two seconds, and PubMed does not need it
+    from datasets.exceptions import DatasetsError
+
+    builder = builder_of(path)
+    if not builder or not path.is_file():
+        raise UserError(f"{path}: not a file that datasets reads by its name ({', '.join(BUILDERS)})")
+    try:
+        for row in load_dataset(builder, data_files=str(path), split="train", streaming=True):
+            if column not in row:
+                raise UserError(f"{path}: has no column {column!r} but {', '.join(row)}; see corpus.text_column")
+            if not isinstance(row[column] or "", str):
+                raise UserError(f"{path}: column {column!r} holds {type(row[column]).__name__}, not text")
+            yield row[column] or ""
+    except (DatasetsError, ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
