@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data.files import UserError
-from data.medline import WHITESPACE
+from data.medline import one_line
 from data.settings import Section, override, read_toml, validate
 
 ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
@@ -41,7 +41,8 @@ def drop_control_characters(text: str) -> str:
     """Unicode's category C: control and zero-width characters, soft hyphens, private use. Joins what they parted."""
     if text.isprintable():
         return text
-    return text.translate({ord(each): None for each in set(text) if unicodedata.category(each)[0] == "C"})
+    dropped = {ord(each): None for each in set(text) if unicodedata.category(each)[0] == "C"}
+    return text.translate(dropped) if dropped else text
 
 
 def drop_filler_labels(text: str) -> str:
@@ -145,9 +146,7 @@ def clean(text: str, switches: dict[str, bool]) -> tuple[str, int]:
             cleaned = rule(text)
             if cleaned != text:
                 text, changed = cleaned, changed | 1 << bit
-    if changed:
-        text = WHITESPACE.sub(" ", text).strip(" ")
-    return text, changed
+    return one_line(text) if changed else text, changed
 
 
 def normalised(text: str) -> bytes:
