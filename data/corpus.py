@@ -61,6 +61,7 @@ PART_SCHEMA = pa.schema(
         ("deleted", pa.bool_()),
         ("languages", pa.string()),
         ("retracted", pa.bool_()),
+        ("fields", pa.uint8()),  # of title and abstract, how many it has
         ("words", pa.int32()),
         ("cleaned", pa.uint8()),  # a bit for each rule of CLEANING that changed the record
         ("text_hash", pa.uint64()),  # of what equal texts have in common
@@ -172,14 +173,15 @@ def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str
 def _records_as_rows(source: Path, switches: dict[str, bool]) -> Iterator[tuple[Any, ...]]:
     for record in read_medline(source):
         if isinstance(record, Deletion):
-            yield (record.pmid, record.version, "", "", None, "", True, "", False, 0, 0, 0)
+            yield (record.pmid, record.version, "", "", None, "", True, "", False, 0, 0, 0, 0)
             continue
         title, first = clean(record.title, switches)
         abstract, second = clean(record.abstract, switches)
         text = join_text(title, abstract)
         yield (
             *(record.pmid, record.version, title, abstract, record.year, record.journal, False),
-            *(record.languages, record.retracted, text.count(" ") + 1, first | second, _hash(normalised(text))),
+            *(record.languages, record.retracted, bool(title) + bool(abstract), text.count(" ") + 1),
+            *(first | second, _hash(normalised(text))),
         )
 
 
@@ -188,7 +190,7 @@ def _texts_as_rows(source: Path, settings: dict[str, Any]) -> Iterator[tuple[Any
         text, changed = clean(given, settings)
         number = -1 - (_hash(text.encode()) >> 1)
         words, text_hash = text.count(" ") + 1, _hash(normalised(text))
-        yield (number, 1, "", text, None, "", False, "", False, words, changed, text_hash)
+        yield (number, 1, "", text, None, "", False, "", False, int(bool(text)), words, changed, text_hash)
 
 
 def _empty_columns() -> list[list[Any]]:
@@ -213,16 +215,15 @@ class Keys:
     """What the choice of rows needs to know of all parts, a row's position being that in all parts in order."""
 
     def __init__(self, parts: list[Path], settings: CorpusSection, excluded: np.ndarray) -> None:
-        files = [pq.ParquetFile(part) for part in parts]
-        self.starts = np.cumsum([0, *(file.metadata.num_rows for file in files)])
+        self.starts = np.cumsum([0, *(pq.read_metadata(part).num_rows for part in parts)])
         rows = int(self.starts[-1])
         self.pmid, self.text_hash = np.empty(rows, np.int64), np.empty(rows, np.uint64)
         self.version, self.words = np.empty(rows, np.int16), np.empty(rows, np.uint16)
         self.deleted, self.cleaned = np.empty(rows, bool), np.empty(rows, np.uint8)
         self.filter = np.empty(rows, np.uint8)  # 1 + the index in FILTERS of the first that drops the row, or 0
-        columns = [name for name in PART_SCHEMA.names if name != "journal"]
-        for file, start in zip(files, self.starts, strict=False):
-            for batch in file.iter_batches(ROWS_PER_GROUP, columns=columns):
+        columns = [name for name in PART_SCHEMA.names if name not in ("title", "abstract", "journal")]
+        for part, start in zip(parts, self.starts, strict=False):
+            for batch in pq.ParquetFile(part).iter_batches(ROWS_PER_GROUP, columns=columns):
                 here = slice(start, start := start + len(batch))
                 self.pmid[here], self.text_hash[here] = batch["pmid"], batch["text_hash"]
                 self.version[here] = np.minimum(batch["version"], 2**15 - 1)
@@ -233,15 +234,12 @@ class Keys:
 
 def first_filter(batch: pa.RecordBatch, settings: CorpusSection, excluded: np.ndarray) -> np.ndarray:
     """For each record 1 + the index in FILTERS of the first filter that drops it, or 0."""
-    title, abstract = (pc.equal(batch[name], "").to_numpy(False) for name in ("title", "abstract"))
-    is_citation = batch["pmid"].to_numpy() >= 0
+    needed = np.where((batch["pmid"].to_numpy() >= 0) & settings.title_and_abstract, 2, 1)  # other text has no title
     year = pc.fill_null(batch["year"], -1).to_numpy()
     first, last, wanted = settings.first_year or -1, settings.last_year or 9999, set(settings.languages)
     known = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
     drops = {
-        "without_title_or_abstract": np.where(
-            is_citation & settings.title_and_abstract, title | abstract, title & abstract
-        ),
+        "without_title_or_abstract": batch["fields"].to_numpy() < needed,
         "other_language": np.array([bool(wanted) and known[text] for text in batch["languages"].to_pylist()], bool),
         "other_year": (year < first) | (year > last) | ((year < 0) & (settings.last_year is not None)),
         "short": batch["words"].to_numpy() < settings.minimum_words,

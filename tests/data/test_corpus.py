@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -24,7 +26,7 @@ from data import corpus as corpus_module
 from data.cleaning import CLEAN, cleaning_switches, load_corpus_settings
 from data.corpus import FILTERS, SPLITS, funnel, list_files, make_corpus
 from data.files import ShareDone, TasksFailed, UserError, verify_files
-from data.workers import JobArray
+from data.workers import Cluster, JobArray
 from tests.data.citations import Record, citation, citation_xml, deletion, read_with_elementtree, write_file
 from tests.data.reference import splitmix64
 from tests.shared import NLM, ROOT, needs_shared
@@ -439,6 +441,28 @@ def test_a_job_array_gives_the_same_bytes(elements: int, tmp_path: Path) -> None
     assert content(corpus) == content(tmp_path / "whole" / "corpus")
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluster: str, tmp_path: Path) -> None:
+    files = [[citation(pmid, f"Title {pmid} of {number}.", "word <i>x</i> " * 300) for pmid in range(4_000)]
+             for number in range(4)]  # fmt: skip
+    build(tmp_path, files, 0.2, 0.2)
+    killed = threading.Event()
+
+    def kill_a_worker() -> None:
+        while not killed.is_set():
+            for process in psutil.process_iter(["cmdline"]):
+                if "ray::perform" in "".join(process.info["cmdline"] or []) and not killed.is_set():
+                    process.kill()
+                    killed.set()
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    make_corpus([tmp_path / "raw"], tmp_path / "cluster", 0.2, 0.2, Cluster(ray_cluster))
+    assert killed.is_set()
+    thread.join()
+    assert content(tmp_path / "cluster") == content(tmp_path / "corpus")
+
+
 # Text that is not PubMed's
 
 
@@ -461,9 +485,8 @@ def test_other_text_enters_by_the_same_door(index: int, tmp_path: Path) -> None:
     settings = load_corpus_settings(None, ["corpus.text_column=body"])
     manifest = make_corpus([other[index], tmp_path / "raw"], tmp_path / "corpus", 0, 0, 1, settings)
     kept = rows(tmp_path / "corpus")["train"]
-    first, *second, third = sorted(row["text"] for row in kept if row["pmid"] < 0)
-    assert (first, third) in {("A note < another.", "a second  note"), ("A note < another.", "Cité, “ça”.")}
-    assert {*second, third} & {"A second note.", "a second  note"} and "Cité, “ça”." in {*second, third}
+    one_of = {row["text"] for row in kept if row["pmid"] < 0} - {"A note < another.", "Cité, “ça”."}
+    assert one_of in ({"A second note."}, {"a second  note"})
     assert len(kept) == 4 and {row["title"] for row in kept if row["pmid"] < 0} == {""}
     assert manifest["counts"]["unescape_entities"] == 1 and manifest["counts"]["duplicates"] == 1
     assert {row["source_file"] for row in kept} == {other[index].name, "pubmed26n0001.xml"}

@@ -42,6 +42,9 @@ class Archive(ThreadingHTTPServer):
         self.sent: Counter[str] = Counter()  # bytes
         self.url = f"http://127.0.0.1:{self.server_port}/pubmed/"
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed in the middle is no error here."""
+
 
 class Handler(BaseHTTPRequestHandler):
     server: Archive  # type: ignore[assignment]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,17 +219,6 @@ def test_a_cluster_without_ray_is_a_mistake(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="Ray is not installed"):
         run_tasks(square, make_tasks(tmp_path, 2), Cluster("auto"), "squares")
-
-
-@pytest.fixture
-def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a Ray cluster of this machine with two workers that import what the tests do."""
-    ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield "auto"
-    ray.shutdown()
 
 
 @pytest.mark.slow

@@ -1,0 +1,204 @@
+"""What archive and corpus cost: `python -m tests.bench.corpus` prints a table. Needs `../shared` and the extra bench.
+
+About 6 minutes on two cores. `--files 50` rehearses more files of baseline size; `--kills 0` leaves the kills out.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.cleaning import CLEAN, cleaning_switches
+from data.corpus import make_corpus, write_part
+from data.files import describe_files
+from data.sample import write_sample
+from data.shards import make_shards
+from data.tokenizer import train_tokenizer
+from tests.bench.machine import machine
+from tests.data.test_nlm import Archive
+from tests.shared import ROOT, SHARED
+
+BASELINE_FILES, BASELINE_RECORDS = 1_300, 38_000_000
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
+CHOOSE = """
+import sys; import numpy as np; from data.cleaning import CLEAN; from data.corpus import Keys, choose_rows
+rows, rng = int(sys.argv[1]), np.random.default_rng(1)
+keys = Keys([], CLEAN, np.empty(0, np.int64))
+keys.starts = np.arange(0, rows + 1, 30_000)
+keys.pmid, keys.text_hash = rng.integers(1, rows, rows), rng.integers(0, 2**63, rows, np.int64).view(np.uint64)
+keys.version, keys.words = np.ones(rows, np.int16), np.full(rows, 200, np.uint16)
+keys.deleted, keys.cleaned, keys.filter = np.zeros(rows, bool), np.zeros(rows, np.uint8), np.zeros(rows, np.uint8)
+choose_rows(keys, CLEAN, 0.002, 0.002)
+"""
+
+
+def wrap(folder: Path, files: int, citations: int) -> list[Path]:
+    """Real abstracts as NLM's files, with PMIDs of their own."""
+    tool = [sys.executable, str(SHARED / "tools" / "wrap_abstracts.py"), str(folder)]
+    subprocess.run([*tool, f"--files={files}", f"--citations={citations}"], check=True, stdout=subprocess.DEVNULL)
+    return sorted(folder.iterdir())
+
+
+def seconds(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    before = clock()
+    work()
+    return clock() - before
+
+
+def parsing(file: Path, folder: Path, pairs: int = 3) -> tuple[float, float]:
+    """Least CPU seconds of a file to Parquet by us, and of pubmed_parser's reading of it, in turns."""
+    import pubmed_parser  # pyright: ignore[reportMissingImports]
+
+    ours, theirs = [], []
+    for _ in range(pairs):
+        ours.append(seconds(lambda: write_part(file, folder, cleaning_switches(CLEAN)), time.process_time))
+        theirs.append(seconds(lambda: sum(1 for _ in pubmed_parser.parse_medline_xml(str(file))), time.process_time))
+    return min(ours), min(theirs)
+
+
+def chain(raw: Path, tokenizer: Path, out: Path, workers: int) -> tuple[float, float]:
+    """Seconds of corpus and of shards."""
+    shutil.rmtree(out, ignore_errors=True)
+    corpus = seconds(lambda: make_corpus([raw], out / "corpus", 0.002, 0.002, workers))
+    return corpus, seconds(lambda: make_shards(out / "corpus", tokenizer, out / "shards", workers))
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def peak(code: str, *arguments: str) -> float:
+    """Peak memory of a Python process of its own, in bytes."""
+    command = [sys.executable, "-c", f"{code}\n{PEAK}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) * 1024
+
+
+def memory(file: Path, tokenizer: Path, folder: Path) -> tuple[float, float]:
+    """Bytes of the largest process of corpus and shards on a file; and of pass two at full size, by its slope."""
+    corpus = "import sys; from pathlib import Path; from data.corpus import make_corpus\n"
+    corpus += "make_corpus([Path(sys.argv[1])], Path(sys.argv[2]), 0.002, 0.002, 1)"
+    shards = "import sys; from pathlib import Path; from data.shards import make_shards\n"
+    shards += "make_shards(*map(Path, sys.argv[1:]), 1)"
+    worker = max(
+        peak(corpus, str(file), str(folder / "corpus")),
+        peak(shards, str(folder / "corpus"), str(tokenizer), str(folder / "shards")),
+    )
+    small, large = 3_000_000, 9_000_000
+    at_small, at_large = peak(CHOOSE, str(small)), peak(CHOOSE, str(large))
+    slope = (at_large - at_small) / (large - small)
+    print(f"pass two: {at_large / 1e9:.2f} GB at {large:,} rows, {slope:.1f} bytes a row more", flush=True)
+    return worker, at_large + slope * (BASELINE_RECORDS - large)
+
+
+def kills(folder: Path, number: int) -> int:
+    """Kill download, corpus and shards in turn at moments drawn over their time; how many ended in the same bytes."""
+    archive, rng, good = Archive(), random.Random(1), 0
+    threading.Thread(target=archive.serve_forever, daemon=True).start()
+    made = [write_sample(folder / f"sample-{seed}", 3_000, seed) for seed in (1, 2, 3)]
+    for name, path in zip(list(archive.content), [path for pair in made for path in pair], strict=False):
+        archive.content[name] = path.read_bytes()
+    archive.wait = 0.05
+    whole = folder / "whole"
+    stages = {
+        "download": ["--out", "raw", "--updates", "--base-url", archive.url],
+        "corpus": ["raw", "--out", "corpus", "--workers", "2"],
+        "shards": ["corpus", "--tokenizer", str(folder / "tokenizer"), "--out", "shards", "--workers", "2"],
+    }
+
+    def start(stage: str, place: Path) -> subprocess.Popen[Any]:
+        command = [sys.executable, "-m", "launch.cli", stage, *stages[stage]]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        place.mkdir(exist_ok=True)
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, **quiet)
+
+    took = {}
+    for stage in stages:
+        if stage == "shards":
+            train_tokenizer(whole / "corpus", folder / "tokenizer", merges=1_000, min_count=1, workers=1)
+        took[stage] = seconds(lambda stage=stage: start(stage, whole).wait())
+    for trial in range(number):
+        stage, place = list(stages)[trial % 3], folder / f"trial-{trial}"
+        inputs = {"download": None, "corpus": "raw", "shards": "corpus"}[stage]
+        if inputs:
+            shutil.copytree(whole / inputs, place / inputs)
+        after = rng.uniform(0.1, 0.98) * took[stage]
+        process = start(stage, place)
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        made = {"download": "raw"}.get(stage, stage)
+        before = "finished" if (place / made / "manifest.json").exists() else "unfinished"
+        same = start(stage, place).wait() == 0 and describe_files(place / made) == describe_files(whole / made)
+        same = same and (place / made / "manifest.json").read_bytes() == (whole / made / "manifest.json").read_bytes()
+        good += same
+        print(f"  {trial + 1:2d}. {stage} after {after:.1f} of {took[stage]:.1f} s, {before}: {same}", flush=True)
+        shutil.rmtree(place)
+    archive.shutdown()
+    return good
+
+
+def rehearsal(raw: Path, files: int, tokenizer: Path, out: Path) -> list[tuple[str, str, str]]:
+    """Rows: the whole chain on files of baseline size by two workers, and what it comes to for all of PubMed."""
+    scale, xml, hours, rows = BASELINE_FILES / files, 0.18 * files, [], []
+    for stage, took in zip(("corpus", "shards"), chain(raw, tokenizer, out, 2), strict=True):
+        hours.append(f"{2 * took * scale / 3600:.1f} core hours for the {stage}")
+        speed = f"{took:.0f} s: {xml / (2 * took / 3600):.0f} GB of XML an hour a core"
+        rows.append((f"rehearsal: {files} files of baseline size, {stage}, 2 workers", speed, ""))
+    folders = {"raw": raw} | {name: out / name for name in ("corpus.parts", "corpus", "shards")}
+    disk = [f"{name} {size(folder) * scale / 1e9:.0f} GB" for name, folder in folders.items()]
+    return [*rows, (f"extrapolated to {BASELINE_FILES:,} files", f"{', '.join(hours)}; disk: {', '.join(disk)}", "")]
+
+
+def main() -> None:
+    """Measure everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=2, help="files of baseline size to rehearse")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--wrapped", type=Path, help="a folder of wrapped files that is there")
+    chosen = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if chosen.kills:
+            (folder / "kills").mkdir()
+            good = kills(folder / "kills", chosen.kills)
+            what = f"kill -9 at {chosen.kills} moments of download, corpus and shards"
+            rows.append((what, f"{good} ended in the same bytes", "all"))
+        raw = chosen.wrapped or folder / "raw"
+        files = sorted(raw.iterdir()) if chosen.wrapped else wrap(raw, chosen.files, 30_000)
+        ours, theirs = parsing(files[0], folder)
+        what = (
+            "a wrapped baseline file (30,000 records, 180 MB) to Parquet, one core, over pubmed_parser's reading of it"
+        )
+        rows.append((what, f"{ours:.2f} s, {theirs:.2f} s: {theirs / ours:.1f}x", "2.5x"))
+        wrap(folder / "small", 8, 1_500)
+        make_corpus([folder / "small"], folder / "learn", 0.002, 0.002, 2)
+        train_tokenizer(folder / "learn", folder / "tokenizer", merges=10_000, min_count=1, workers=2)
+        tokenizer = folder / "tokenizer"
+        pairs = [[sum(chain(folder / "small", tokenizer, folder / "chain", n)) for n in (1, 2)] for _ in range(2)]
+        one, two = (min(each) for each in zip(*pairs, strict=True))
+        rows.append(("`.xml.gz` to shards, 2 workers over 1", f"{one:.0f} s, {two:.0f} s: {one / two:.2f}x", "1.8x"))
+        worker, second = memory(files[0], tokenizer, folder / "memory")
+        rows.append(("peak memory of a worker", f"{worker / 1e9:.2f} GB", "1 GB"))
+        what = f"peak memory of pass two at {BASELINE_RECORDS:,} records, by its slope"
+        rows.append((what, f"{second / 1e9:.2f} GB", "2 GB"))
+        rows += rehearsal(raw, len(files), tokenizer, folder / "full")
+    print(f"\n{machine()}\n\n| what | measured | at least |\n|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
