@@ -32,7 +32,7 @@ from data.files import UserError, input_files, make_folder, parts_folder, read_m
 from data.hashing import mix64
 from data.medline import Deletion, read_medline
 from data.texts import BUILDERS, builder_of, read_texts
-from data.workers import JobArray, Task, Workers, run_tasks, share_of
+from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
 SPLITS = ("train", "validation", "test")
@@ -92,8 +92,10 @@ def make_corpus(
         raise UserError("--validation-fraction and --test-fraction leave nothing for training; lower them")
     files, parts = share_of(list_files(raw), workers), parts_folder(out)
     excluded = np.array(read_pmids(Path(settings.exclude_pmids)) if settings.exclude_pmids else [], np.int64)
+    with progress("corpus: checksums of the input", len(files)) as advance:
+        inputs = input_files(files, advance)
     request: dict[str, Any] = {
-        "inputs": input_files(files),
+        "inputs": inputs,
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
         "corpus": settings.model_dump(mode="json"),
@@ -105,7 +107,7 @@ def make_corpus(
     tasks = []
     for file in files:
         more = {"text_column": settings.text_column} if builder_of(file) else {}
-        tasks.append(Task("corpus part", file, request["inputs"][file.name], parts / file.name, switches | more))
+        tasks.append(Task("corpus part", file, inputs[file.name], parts / file.name, switches | more))
     if isinstance(workers, JobArray):
         run_tasks(write_part, tasks, workers, "corpus: reading files")
 

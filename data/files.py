@@ -203,11 +203,12 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def input_files(paths: list[Path]) -> dict[str, str]:
-    """Name -> sha256 of input files, for requests and receipts; UserError where two have one name."""
+def input_files(paths: list[Path], advance: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """Name -> sha256 of input files, `advance` called after each; UserError where two have one name."""
     described: dict[str, str] = {}
     for path in paths:
         if path.name in described:
             raise UserError(f"{path}: a second input file of this name; rename one of them")
         described[path.name] = sha256(path)
+        advance()
     return described
