@@ -2,16 +2,9 @@
 
 Pass one makes a part of each input file, in parallel: its records, cleaned, with what the choice needs to know. Parts
 stay in `OUT.parts`, so that new update files are added without parsing the old ones again. Pass two loads the keys of
-all parts, chooses the rows and writes them, in parallel.
-
-The newest record of a PMID is the one of the latest file, and in that file of the highest version. A deletion
-withdraws the occurrences of its PMID and version that stand before it. Filters come after: an old version never comes
-back where the newest is dropped.
+all parts, chooses the rows (`data.choice`) and writes them, in parallel.
 
 Text that is not PubMed's (`data.texts`) has a negative number from its hash for a PMID, and no title.
-
-Memory of pass two: a row's keys are 24 bytes (PMID 8, hash of the text 8, version 2, words 2, and a byte each for
-deletion, filter, cleaning rules and split), so 38 million take 0.9 GB; sorting is done in 16 shares, some 0.2 GB.
 """
 
 import hashlib
@@ -27,19 +20,16 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from data.cleaning import CLEAN, CLEANING, CorpusSection, clean, cleaning_switches, normalised, read_pmids
+from data.choice import SPLITS, Keys, choose_rows
+from data.cleaning import CLEAN, CorpusSection, clean, cleaning_switches, normalised, read_pmids
 from data.files import UserError, input_files, make_folder, parts_folder, read_manifest, sha256, whole_file
-from data.hashing import mix64
 from data.medline import Deletion, read_medline
 from data.texts import BUILDERS, builder_of, read_texts
 from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
-SPLITS = ("train", "validation", "test")
-LEFT_OUT = len(SPLITS)  # in place of a split's index
 ROWS_PER_FILE = 100_000
 ROWS_PER_GROUP = 10_000  # of a Parquet file: what is held in memory
-SHARES = 16  # in which keys are sorted
 SCHEMA = pa.schema(
     [
         ("pmid", pa.int64()),
@@ -67,7 +57,6 @@ PART_SCHEMA = pa.schema(
         ("text_hash", pa.uint64()),  # of what equal texts have in common
     ]
 )
-FILTERS = ("without_title_or_abstract", "other_language", "other_year", "short", "retracted", "excluded")
 
 
 def make_corpus(
@@ -78,9 +67,7 @@ def make_corpus(
     workers: Workers,
     settings: CorpusSection = CLEAN,
 ) -> dict[str, Any]:
-    """Read files and folders of NLM's XML, and files of other text, and write the corpus folder `out`.
-
-    Returns its manifest.
+    """Read files and folders of NLM's XML, and files of other text; write the folder `out`, return its manifest.
 
     validation_fraction, test_fraction: shares of the citations, drawn by a hash of the PMID.
     Raises UserError naming a missing input, TasksFailed naming the damaged ones.
@@ -94,20 +81,13 @@ def make_corpus(
     excluded = np.array(read_pmids(Path(settings.exclude_pmids)) if settings.exclude_pmids else [], np.int64)
     with progress("corpus: checksums of the input", len(files)) as advance:
         inputs = input_files(files, advance)
-    request: dict[str, Any] = {
-        "inputs": inputs,
-        "validation_fraction": validation_fraction,
-        "test_fraction": test_fraction,
-        "corpus": settings.model_dump(mode="json"),
-    }
+    chosen = settings.model_dump(mode="json")
     if settings.exclude_pmids:
-        request["corpus"]["exclude_pmids"] = sha256(Path(settings.exclude_pmids))
-
-    switches: dict[str, Any] = cleaning_switches(settings)
-    tasks = []
-    for file in files:
-        more = {"text_column": settings.text_column} if builder_of(file) else {}
-        tasks.append(Task("corpus part", file, inputs[file.name], parts / file.name, switches | more))
+        chosen["exclude_pmids"] = sha256(Path(settings.exclude_pmids))
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    tasks = [
+        Task("corpus part", file, inputs[file.name], parts / file.name, part_settings(file, settings)) for file in files
+    ]
     if isinstance(workers, JobArray):
         run_tasks(write_part, tasks, workers, "corpus: reading files")
 
@@ -120,10 +100,15 @@ def make_corpus(
         _write_splits(tasks, keys.starts, split_of_row, folder, workers)
         return counts
 
-    manifest = make_folder(out, "corpus", request, fill)
+    manifest = make_folder(out, "corpus", {"inputs": inputs, **fractions, "corpus": chosen}, fill)
     shutil.rmtree(parts / PIECES, ignore_errors=True)
     (parts / CHOSEN).unlink(missing_ok=True)
     return manifest
+
+
+def part_settings(file: Path, settings: CorpusSection) -> dict[str, Any]:
+    """All that a file's part depends on: the cleaning rules, and the text_column where it is not PubMed's."""
+    return cleaning_switches(settings) | ({"text_column": settings.text_column} if builder_of(file) else {})
 
 
 def list_files(raw: list[Path]) -> list[Path]:
@@ -211,108 +196,6 @@ def join_text(title: str, abstract: str) -> str:
 
 def _hash(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-class Keys:
-    """What the choice of rows needs to know of all parts, a row's position being that in all parts in order."""
-
-    def __init__(self, parts: list[Path], settings: CorpusSection, excluded: np.ndarray) -> None:
-        self.starts = np.cumsum([0, *(pq.read_metadata(part).num_rows for part in parts)])
-        rows = int(self.starts[-1])
-        self.pmid, self.text_hash = np.empty(rows, np.int64), np.empty(rows, np.uint64)
-        self.version, self.words = np.empty(rows, np.int16), np.empty(rows, np.uint16)
-        self.deleted, self.cleaned = np.empty(rows, bool), np.empty(rows, np.uint8)
-        self.filter = np.empty(rows, np.uint8)  # 1 + the index in FILTERS of the first that drops the row, or 0
-        columns = [name for name in PART_SCHEMA.names if name not in ("title", "abstract", "journal")]
-        for part, start in zip(parts, self.starts, strict=False):
-            for batch in pq.ParquetFile(part).iter_batches(ROWS_PER_GROUP, columns=columns):
-                here = slice(start, start := start + len(batch))
-                self.pmid[here], self.text_hash[here] = batch["pmid"], batch["text_hash"]
-                self.version[here] = np.minimum(batch["version"], 2**15 - 1)
-                self.words[here] = np.minimum(batch["words"], 2**16 - 1)
-                self.deleted[here], self.cleaned[here] = batch["deleted"].to_numpy(False), batch["cleaned"]
-                self.filter[here] = first_filter(batch, settings, excluded)
-
-
-def first_filter(batch: pa.RecordBatch, settings: CorpusSection, excluded: np.ndarray) -> np.ndarray:
-    """For each record 1 + the index in FILTERS of the first filter that drops it, or 0."""
-    needed = np.where((batch["pmid"].to_numpy() >= 0) & settings.title_and_abstract, 2, 1)  # other text has no title
-    year = pc.fill_null(batch["year"], -1).to_numpy()
-    first, last, wanted = settings.first_year or -1, settings.last_year or 9999, set(settings.languages)
-    known = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
-    drops = {
-        "without_title_or_abstract": batch["fields"].to_numpy() < needed,
-        "other_language": np.array([bool(wanted) and known[text] for text in batch["languages"].to_pylist()], bool),
-        "other_year": (year < first) | (year > last) | ((year < 0) & (settings.last_year is not None)),
-        "short": batch["words"].to_numpy() < settings.minimum_words,
-        "retracted": batch["retracted"].to_numpy(False) & settings.drop_retracted,
-        "excluded": np.isin(batch["pmid"].to_numpy(), excluded),
-    }
-    return np.select([drops[name] for name in FILTERS], range(1, len(FILTERS) + 1), 0)
-
-
-def choose_rows(
-    keys: Keys, settings: CorpusSection, validation_fraction: float, test_fraction: float
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Pass two: for each row the index of its split, or LEFT_OUT; and the counts of the funnel."""
-    rows = len(keys.pmid)
-    withdrawn, stays = np.zeros(rows, bool), np.zeros(rows, bool)
-    share_of_row = keys.pmid.astype(np.uint8) % SHARES
-    for share in range(SHARES):
-        _mark_newest(keys, np.flatnonzero(share_of_row == share), withdrawn, stays)
-    records, newest = int((~keys.deleted).sum()), int(stays.sum())
-    counts: dict[str, Any] = {"records": records, "deletions": rows - records}
-    counts["deleted"] = int(withdrawn.sum())
-    counts["superseded"] = records - counts["deleted"] - newest
-    for code, name in enumerate(FILTERS, start=1):
-        counts[name] = int((stays & (keys.filter == code)).sum())
-    stays &= keys.filter == 0
-    kept = int(stays.sum())
-    if settings.drop_duplicates:
-        share_of_row = keys.text_hash.astype(np.uint8) % SHARES
-        for share in range(SHARES):
-            _drop_duplicates(keys, np.flatnonzero(stays & (share_of_row == share)), stays)
-    counts["duplicates"] = kept - int(stays.sum())
-    counts["words"] = int(keys.words[stays].sum(dtype=np.int64))
-    for bit, rule in enumerate(CLEANING):
-        counts[rule.__name__] = int((stays & (keys.cleaned & (1 << bit) > 0)).sum())
-    split_of_row = np.full(rows, LEFT_OUT, np.uint8)
-    for start in range(0, rows, 1 << 20):  # in pieces, for the hashes' sake
-        here = start + np.flatnonzero(stays[start : start + (1 << 20)])
-        drawn = mix64(keys.pmid[here], salt=0) / 2.0**64
-        split_of_row[here] = np.where(drawn < test_fraction, 2, drawn < test_fraction + validation_fraction)
-    return split_of_row, counts | {split: int((split_of_row == index).sum()) for index, split in enumerate(SPLITS)}
-
-
-def _mark_newest(keys: Keys, rows: np.ndarray, withdrawn: np.ndarray, newest: np.ndarray) -> None:
-    """Of the PMIDs of these rows, mark the records that a deletion withdraws, and the newest of each of the others."""
-    pmid, version, deleted = keys.pmid[rows], keys.version[rows], keys.deleted[rows]
-    gone = deleted.copy()
-    later: set[tuple[int, int]] = set()
-    for index in np.flatnonzero(np.isin(pmid, pmid[deleted]))[::-1]:
-        record = (int(pmid[index]), int(version[index]))
-        if deleted[index]:
-            later.add(record)
-        elif record in later:
-            withdrawn[rows[index]] = gone[index] = True
-    alive = np.flatnonzero(~gone)
-    file = np.searchsorted(keys.starts, rows[alive], "right")
-    order = alive[
-        np.lexsort((version[alive], file, pmid[alive]))
-    ]  # stable: the last of equals is the later in its file
-    newest[rows[order[_last_of_each(pmid[order])]]] = True
-
-
-def _drop_duplicates(keys: Keys, rows: np.ndarray, stays: np.ndarray) -> None:
-    """Of equal texts the one with the lowest PMID stays."""
-    order = rows[np.lexsort((keys.pmid[rows], keys.text_hash[rows]))]
-    equal_to_last = keys.text_hash[order][1:] == keys.text_hash[order][:-1]
-    stays[order[1:][equal_to_last]] = False
-
-
-def _last_of_each(ordered: np.ndarray) -> np.ndarray:
-    """Mask of the last of each run of equal keys."""
-    return np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]
 
 
 def _write_splits(
@@ -422,20 +305,6 @@ def _of_full_size(files: list[Path]) -> Iterator[list[Path]]:
             held, rows = [], 0
     if held:
         yield held
-
-
-def funnel(counts: dict[str, Any]) -> list[tuple[str, int]]:
-    """Counts as a table: what was read, what left on the way, what is kept, what cleaning changed in it."""
-    dropped = ["superseded", "deleted", *FILTERS, "duplicates"]
-    kept = sum(counts[split] for split in SPLITS)
-    return [
-        ("records read", counts["records"]),
-        *((f"- {name.replace('_', ' ')}", counts[name]) for name in dropped),
-        ("kept", kept),
-        *((f"  {split}", counts[split]) for split in SPLITS),
-        ("words", counts["words"]),
-        *((f"{rule.__name__.replace('_', ' ')}: records", counts[rule.__name__]) for rule in CLEANING),
-    ]
 
 
 def split_files(corpus: Path, manifest: dict[str, Any], split: str) -> list[Path]:

@@ -81,8 +81,9 @@ def corpus(
 
     Example: `biogpt corpus raw/ corpus.minimum_words=20 --out corpus/ --workers 8 --report`
     """
+    from data.choice import funnel
     from data.cleaning import load_corpus_settings
-    from data.corpus import funnel, make_corpus
+    from data.corpus import make_corpus
 
     paths = [Path(given) for given in raw if not given.startswith("corpus.") or Path(given).exists()]
     loaded = load_corpus_settings(settings, [given for given in raw if Path(given) not in paths])

@@ -33,7 +33,7 @@ PEAK = (
 )
 PAIRED = 6  # files of baseline size on which two workers are compared with one
 CHOOSE = """
-import sys; import numpy as np; from data.cleaning import CLEAN; from data.corpus import Keys, choose_rows
+import sys; import numpy as np; from data.cleaning import CLEAN; from data.choice import Keys, choose_rows
 rows, rng = int(sys.argv[1]), np.random.default_rng(1)
 keys = Keys([], CLEAN, np.empty(0, np.int64))
 keys.starts = np.arange(0, rows + 1, 30_000)

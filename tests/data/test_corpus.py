@@ -23,8 +23,9 @@ import pytest
 from datasets import load_dataset
 
 from data import corpus as corpus_module
+from data.choice import FILTERS, funnel
 from data.cleaning import CLEAN, cleaning_switches, load_corpus_settings
-from data.corpus import FILTERS, SPLITS, funnel, list_files, make_corpus
+from data.corpus import SPLITS, list_files, make_corpus
 from data.files import ShareDone, TasksFailed, UserError, verify_files
 from data.workers import Cluster, JobArray
 from tests.data.citations import Record, citation, citation_xml, deletion, read_with_elementtree, write_file
