@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
 
 import httpx2
 
@@ -42,7 +41,7 @@ def download(
     """
     with httpx2.Client(timeout=60, follow_redirects=True) as client, ThreadPoolExecutor(connections) as threads:
         folders = ["baseline/", "updatefiles/"] if updates else ["baseline/"]
-        urls = [url for folder in folders for url in list_archive(client, urljoin(base_url, folder), year, files)]
+        urls = [url for folder in folders for url in list_archive(client, base_url + folder, year, files)]
         if not urls:
             raise UserError(f"{base_url}: holds no file that was asked for; see --files and --updates")
         try:
@@ -73,14 +72,14 @@ def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tu
     """The URLs of the wanted files of a folder of the archive, in order of their numbers."""
     try:
         page = client.get(folder).raise_for_status().text
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise UserError(f"{folder}: cannot be listed ({error})") from None
     found = sorted({(int(number), int(of_year) + 2000, name) for name, of_year, number in NAME.findall(page)})
     others = {of_year for _, of_year, _ in found} - {year}
     if year and others:
         raise UserError(f"{folder}: holds the files of {max(others)}, not of {year}; NLM keeps one year at a time")
     first, last = files or (0, 10**9)
-    return [urljoin(folder, name) for number, _, name in found if first <= number <= last]
+    return [folder + name for number, _, name in found if first <= number <= last]
 
 
 def _size(client: httpx2.Client, url: str) -> int:
@@ -109,7 +108,7 @@ def fetch(client: httpx2.Client, url: str, out: Path) -> str:
                 return ""
             partial.unlink()
             reason = f"md5 differs from {expected}, which {url}.md5 says"
-        except (httpx2.HTTPError, ValueError) as error:
+        except (httpx2.HTTPError, ValueError, OSError) as error:  # OSError: a full disk
             reason = f"{error or type(error).__name__}"
             if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code in (401, 403, 404, 410):
                 break

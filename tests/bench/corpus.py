@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.cleaning import CLEAN, cleaning_switches
+from data.cleaning import CLEAN, cleaning_switches, load_corpus_settings
 from data.corpus import make_corpus, write_part
 from data.files import describe_files
 from data.sample import write_sample
@@ -69,9 +69,10 @@ def parsing(file: Path, folder: Path, pairs: int = 3) -> tuple[float, float]:
 
 
 def chain(raw: list[Path], tokenizer: Path, out: Path, workers: int) -> tuple[float, float]:
-    """Seconds of corpus and of shards."""
+    """Seconds of corpus and of shards. Duplicates stay: wrapped abstracts come again under new PMIDs."""
     shutil.rmtree(out, ignore_errors=True)
-    corpus = seconds(lambda: make_corpus(raw, out / "corpus", 0.002, 0.002, workers))
+    settings = load_corpus_settings(None, ["corpus.drop_duplicates=false"])
+    corpus = seconds(lambda: make_corpus(raw, out / "corpus", 0.002, 0.002, workers, settings))
     return corpus, seconds(lambda: make_shards(out / "corpus", tokenizer, out / "shards", workers))
 
 

@@ -205,6 +205,12 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
     assert not (tmp_path / "raw").exists()
 
 
+def test_a_url_that_is_none_is_named(tmp_path: Path) -> None:
+    for url in ("ftp/", "http://[bad/", "file:///etc/"):
+        with pytest.raises(UserError, match="cannot be listed"):
+            download(tmp_path / "raw", False, None, None, 1, url)
+
+
 def test_killed_and_run_again(archive: Archive, tmp_path: Path) -> None:
     """kill -9 of the command in the middle of files; the next one goes on, and no byte is sent twice but what was
     on its way."""

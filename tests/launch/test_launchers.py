@@ -100,3 +100,16 @@ def test_the_slurm_script_saves_at_the_warning_and_requeues(sample_folder: Path,
     subprocess.run([*job, *chosen, f"train.steps={stopped + 2}"], cwd=tmp_path, env=environment, check=True, timeout=90)
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     assert (tmp_path / "my-run" / "latest").read_text() == f"step-{stopped + 2:07d}"
+
+
+def test_the_job_array_script_does_its_share(sample_folder: Path, tmp_path: Path) -> None:
+    """Two elements as Slurm would start them, then the command that finishes."""
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_COUNT": "2"}
+    command = ["corpus", str(sample_folder / "raw"), "--out", "corpus"]
+    for element in ("2", "1"):
+        script = ["bash", str(ROOT / "launch" / "corpus.sbatch"), *command]
+        job = environment | {"SLURM_ARRAY_TASK_ID": element}
+        done = subprocess.run(script, cwd=tmp_path, env=job, capture_output=True, text=True, check=True)
+        assert f"part {element} of 2 is done, 1 files" in done.stdout and not (tmp_path / "corpus").exists()
+    subprocess.run(["biogpt", *command], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "corpus" / "manifest.json").is_file()
