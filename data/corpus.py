@@ -28,7 +28,7 @@ from data.texts import BUILDERS, builder_of, read_texts
 from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
-ROWS_PER_FILE = 100_000
+ROWS_PER_FILE = 25_000  # at least: one or two files of NLM's, so that there is work for all
 ROWS_PER_GROUP = 10_000  # of a Parquet file: what is held in memory
 SCHEMA = pa.schema(
     [

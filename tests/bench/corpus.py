@@ -31,7 +31,7 @@ BASELINE_FILES, BASELINE_RECORDS = 1_300, 38_000_000
 PEAK = (
     "import pathlib, re; print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KiB
 )
-PAIRED = 6  # files of baseline size on which two workers are compared with one
+PAIRED = 8  # files of baseline size on which two workers are compared with one
 CHOOSE = """
 import sys; import numpy as np; from data.cleaning import CLEAN; from data.choice import Keys, choose_rows
 rows, rng = int(sys.argv[1]), np.random.default_rng(1)
