@@ -220,11 +220,19 @@ def _write_splits(
         for number, files in enumerate(_of_full_size([piece.folder / f"{split}.parquet" for piece in pieces])):
             target = folder / f"{split}-{number:05d}.parquet"
             if len(files) == 1:
-                files[0].replace(target)
+                _take(files[0], target)
             else:
                 with _RowWriter(target) as out:
                     for file in files:
                         out.add(pq.read_table(file))
+
+
+def _take(file: Path, target: Path) -> None:
+    """The file under a second name: its piece stays whole, so that a killed command need not write it again."""
+    try:
+        target.hardlink_to(file)
+    except OSError:  # a file system without links
+        file.replace(target)
 
 
 def _part_sha256(task: Task) -> str:

@@ -442,7 +442,6 @@ def test_a_job_array_gives_the_same_bytes(elements: int, tmp_path: Path) -> None
     assert content(corpus) == content(tmp_path / "whole" / "corpus")
 
 
-@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluster: str, tmp_path: Path) -> None:
     files = [[citation(pmid, f"Title {pmid} of {number}.", "word <i>x</i> " * 300) for pmid in range(4_000)]
              for number in range(4)]  # fmt: skip
@@ -542,31 +541,56 @@ def test_malformed_real_files_are_named_and_make_no_corpus(name: str, tmp_path: 
     assert not (tmp_path / "corpus").exists() and not list(tmp_path.glob("*/*/manifest.json"))
 
 
-@pytest.mark.parametrize("moment", ["write_part", "choose_rows", "write_piece"])
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(moment: str, tmp_path: Path) -> None:
-    """`kill -9` at the second call of a step (the first, where there is only one), then the command once more."""
-    files = [[citation(pmid, f"Title {pmid}.") for pmid in range(start, start + 50)] for start in (1, 30, 60)]
+def killed_in(folder: Path, module: str, step: str, call: int) -> None:
+    """The corpus of `folder`/raw, by a process that ends by `kill -9` where it calls a step for the so-manieth time."""
     script = (
-        f"import os; from data import corpus; from pathlib import Path; step = corpus.{moment}; calls = []\n"
+        f"import os; from data import corpus, files; from pathlib import Path; step = {module}.{step}; calls = []\n"
         f"def killed(*arguments):\n"
         f"    calls.append(arguments)\n"
-        f"    if len(calls) == {1 if moment != 'write_part' else 2}: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        f"    if len(calls) == {call}: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         f"    return step(*arguments)\n"
-        f"corpus.{moment} = killed\n"
+        f"{module}.{step} = killed\n"
         f"corpus.make_corpus([Path('raw')], Path('corpus'), 0.2, 0.2, workers=1)"
     )
-    build(tmp_path, files, 0.2, 0.2)
-    expected = content(tmp_path / "corpus")
-    again = tmp_path / "again"
-    for number, records in enumerate(files, start=1):
-        write_file(again / "raw" / f"pubmed26n{number:04d}.xml", records)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=again, env=environment, check=False, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (again / "corpus").exists() and list(again.glob("corpus.parts/*"))
+    assert not (folder / "corpus").exists() and list(folder.glob("corpus.parts/*"))
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "call"),
+    [
+        ("corpus", "write_part", 2),
+        ("corpus", "choose_rows", 1),
+        ("corpus", "write_piece", 1),
+        ("files", "write_manifest", 1),
+    ],
+)
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
+    module: str, step: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [[citation(pmid, f"Title {pmid}.") for pmid in range(start, start + 50)] for start in (1, 30, 60)]
+    build(tmp_path, files, 0.2, 0.2)
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "raw", again / "raw")
+    killed_in(again, module, step, call)
+    if step == "write_manifest":  # all is written by then, and not again
+        monkeypatch.setattr(corpus_module, "write_piece", lambda *_: 1 / 0)
     make_corpus([again / "raw"], again / "corpus", 0.2, 0.2, workers=1)
-    assert content(again / "corpus") == expected
+    assert content(again / "corpus") == content(tmp_path / "corpus")
     assert sorted(path.name for path in again.iterdir()) == ["corpus", "corpus.parts", "raw"]
+
+
+def test_a_file_system_without_hard_links_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Path) -> None:
+        raise PermissionError("no links here")
+
+    build(tmp_path, [[citation(1), citation(2, "Two")]])
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    make_corpus([tmp_path / "raw"], tmp_path / "other", 0.0, 0.0, workers=1)
+    assert content(tmp_path / "other") == content(tmp_path / "corpus")
+    assert not list(tmp_path.glob("other.parts/.pieces"))
 
 
 def test_a_finished_corpus_is_left_alone_and_other_requests_are_refused(tmp_path: Path) -> None:
