@@ -221,7 +221,6 @@ def test_a_cluster_without_ray_is_a_mistake(tmp_path: Path, monkeypatch: pytest.
         run_tasks(square, make_tasks(tmp_path, 2), Cluster("auto"), "squares")
 
 
-@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluster: str, tmp_path: Path) -> None:
     """Task 1 kills its worker twice; a file that fails is named as everywhere."""
     tasks = make_tasks(tmp_path, 6, deaths=ATTEMPTS - 1)
