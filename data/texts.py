@@ -1,11 +1,13 @@
-"""Text that is not PubMed's, by the door of Hugging Face's datasets: JSON lines, Parquet, CSV, plain lines."""
+"""Text that is not PubMed's, by the door of Hugging Face's datasets: JSON lines, Parquet, CSV, plain lines, the hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data.files import UserError
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+HUB = "hf://datasets/"  # before OWNER/NAME, as fsspec writes it
 
 
 def builder_of(path: Path) -> str | None:
@@ -33,3 +35,25 @@ def read_texts(path: Path, column: str) -> Iterator[str]:
             yield row[column] or ""
     except (DatasetsError, ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def fetch_hub_files(url: str) -> list[Path]:
+    """The data files of `hf://datasets/OWNER/NAME`, or `...#CONFIGURATION`, of all splits, in Hugging Face's cache.
+
+    Raises UserError, naming the dataset, where it cannot be had or its configuration must be named.
+    """
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import HfFileSystem, hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    name, _, configuration = url.removeprefix(HUB).partition("#")
+    try:
+        of_split = load_dataset_builder(name, configuration or None).config.data_files or {}
+        files: list[Any] = [HfFileSystem().resolve_path(file) for split in of_split.values() for file in split]
+        return [
+            Path(hf_hub_download(file.repo_id, file.path_in_repo, repo_type="dataset", revision=file.revision))
+            for file in files
+        ]
+    except (DatasetsError, HTTPError, ValueError, OSError) as error:
+        raise UserError(f"{url}: cannot be had ({' '.join(str(error).split()) or type(error).__name__})") from None

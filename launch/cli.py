@@ -66,7 +66,10 @@ def sample(out: Out) -> None:
 def corpus(
     raw: Annotated[
         list[str],
-        typer.Argument(metavar="RAW... [corpus.key=value]...", help="NLM's files, folders of them, other texts."),
+        typer.Argument(
+            metavar="RAW... [corpus.key=value]...",
+            help="NLM's files, folders of them, other texts, hf://datasets/OWNER/NAME.",
+        ),
     ],
     out: Out,
     settings: Annotated[Path | None, typer.Option(help="TOML file with a section [corpus].")] = None,
@@ -84,11 +87,13 @@ def corpus(
     from data.choice import funnel
     from data.cleaning import load_corpus_settings
     from data.corpus import make_corpus
+    from data.texts import HUB, fetch_hub_files
 
-    paths = [Path(given) for given in raw if not given.startswith("corpus.") or Path(given).exists()]
-    loaded = load_corpus_settings(settings, [given for given in raw if Path(given) not in paths])
-    if not paths:
+    inputs = [given for given in raw if not given.startswith("corpus.") or Path(given).exists()]
+    loaded = load_corpus_settings(settings, [given for given in raw if given not in inputs])
+    if not inputs:
         raise UserError("corpus: name the files or folders to read")
+    paths = [path for given in inputs for path in (fetch_hub_files(given) if given.startswith(HUB) else [Path(given)])]
     counts = make_corpus(paths, out, validation_fraction, test_fraction, where(workers, cluster, part), loaded)[
         "counts"
     ]
