@@ -20,8 +20,12 @@ CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """uint16 where every id fits, else int32 (Megatron's readers know no uint32)."""
-    return np.dtype(np.uint16 if vocabulary_size <= 65_536 else np.int32)
+    """uint16 up to a vocabulary of 65,535, else int32.
+
+    Of 4-byte integers the format has no other: Megatron's dtype codes (DTYPES) know no uint32, and its readers refuse a
+    code that they do not know. Ids are never negative and far below 2**31, so the bytes are the same.
+    """
+    return np.dtype(np.uint16 if vocabulary_size <= 65_535 else np.int32)
 
 
 def write_index(prefix: Path, dtype: np.dtype, lengths: np.ndarray, text_bytes: np.ndarray) -> None:

@@ -6,9 +6,12 @@ manifest. Ids 0 to 3 are `<s> <pad> </s> <unk>`; then come the types of the trai
 
 import shutil
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import moses
@@ -24,11 +27,16 @@ from data.files import (
     verify_files,
     write_json,
 )
+from data.indexed import token_dtype
 from data.workers import Task, Workers, run_tasks
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+ROWS_READ = 10_000  # of a corpus file at a time
+PIECES_REMEMBERED = 1_000_000
+TOKENS_REMEMBERED = 250_000
+LONGEST_REMEMBERED = 60  # characters: a bound of the memory in bytes too
 TOKENIZER_CONFIG = {
     "tokenizer_class": "BioGptTokenizer",
     "bos_token": "<s>",
@@ -40,26 +48,52 @@ TOKENIZER_CONFIG = {
 
 
 class Tokenizer:
-    """Ids of texts by Moses, BPE and the vocabulary; nothing is put before or after them."""
+    """Ids of texts by Moses, BPE and the vocabulary; nothing is put before or after them.
+
+    The ids of each piece of text (see `data.moses`) are remembered, in bounded memory: once it is full it begins anew
+    with the pieces of the batch at hand, and the frequent ones are among them.
+    """
 
     def __init__(self, folder: Path) -> None:
         if (folder / MANIFEST).is_file():  # an HF folder from elsewhere has none
             verify_files(folder, read_json(folder / MANIFEST))
         self.vocabulary: dict[str, int] = read_json(folder / "vocab.json")
+        self.dtype = token_dtype(len(self.vocabulary))
         self._segment = Segmenter(_read_merges(folder / "merges.txt"))
         self._tokens = {index: token for token, index in self.vocabulary.items()}
-        self._remembered: dict[str, list[int]] = {}
+        self._memory: dict[str, bytes] = {}
+        self._ids_of_token = lru_cache(TOKENS_REMEMBERED)(self._find_ids)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without `</s>`. Special tokens in a text are text, never ids 0 to 2."""
-        ids: list[int] = []
-        for word in moses.tokenize(text):
-            known = self._remembered.get(word)
-            if known is None:
-                known = [self.vocabulary.get(token, UNK_ID) for token in self._segment(word)]
-                self._remembered[word] = known
-            ids += known
-        return ids
+        return self.encode_batch(pa.array([text]))[0].tolist()
+
+    def encode_batch(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of texts (strings without nulls), one after the other, and how many are each text's (int64)."""
+        ids, lengths = [np.zeros(0, self.dtype)], [np.zeros(0, np.int64)]
+        for batch in moses.batches(texts):
+            pieces = moses.take_apart(batch)
+            taken = pa.array(self._ids_of_pieces(pieces.distinct), pa.large_binary()).take(pa.array(pieces.codes))
+            offsets = np.frombuffer(taken.buffers()[1], np.int64)[: len(taken) + 1] // self.dtype.itemsize
+            ids.append(np.frombuffer(taken.buffers()[2] or b"", self.dtype)[: offsets[-1]])
+            lengths.append(np.diff(offsets[pieces.ends], prepend=0))
+        return np.concatenate(ids), np.concatenate(lengths)
+
+    def _ids_of_pieces(self, pieces: list[str]) -> list[bytes]:
+        """The ids of each piece, as bytes of `dtype`: remembered, or found and remembered where it is short."""
+        found: list[Any] = list(map(self._memory.get, pieces))
+        missing = [index for index, ids in enumerate(found) if ids is None]
+        for index, tokens in zip(missing, moses.tokenize_pieces([pieces[index] for index in missing]), strict=True):
+            found[index] = b"".join(map(self._ids_of_token, tokens))
+        if len(self._memory) + len(missing) > PIECES_REMEMBERED:
+            self._memory, missing = {}, list(range(len(pieces)))
+        self._memory.update(
+            (pieces[index], found[index]) for index in missing if len(pieces[index]) <= LONGEST_REMEMBERED
+        )
+        return found
+
+    def _find_ids(self, token: str) -> bytes:
+        return np.array([self.vocabulary.get(piece, UNK_ID) for piece in self._segment(token)], self.dtype).tobytes()
 
     def tokens(self, ids: list[int]) -> list[str]:
         """The written form of ids."""
@@ -117,12 +151,16 @@ def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, worker
 
 def count_words(file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """How often each Moses token occurs in the texts of a Parquet file, as `words.json`. Returns counts."""
-    counts: Counter[str] = Counter()
-    for batch in pq.ParquetFile(file).iter_batches(1_000, columns=["text"]):
-        for text in batch["text"].to_pylist():
-            counts.update(moses.tokenize(text))
-    write_json(folder / "words.json", counts)
-    return {"words": counts.total()}
+    pieces: Counter[str] = Counter()
+    for rows in pq.ParquetFile(file).iter_batches(ROWS_READ, columns=["text"]):
+        for texts in moses.batches(rows["text"]):
+            pieces.update(moses.count_pieces(texts))
+    words: Counter[str] = Counter()
+    for tokens, count in zip(moses.tokenize_pieces(list(pieces)), pieces.values(), strict=True):
+        for token in tokens:
+            words[token] += count
+    write_json(folder / "words.json", words)
+    return {"words": words.total()}
 
 
 def make_vocabulary(

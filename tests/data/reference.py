@@ -1,14 +1,18 @@
-"""What the tests compare with: megatron-core's reader, and the hash in plain integers."""
+"""What the tests compare with: real texts, megatron-core's reader, and the hash in plain integers."""
 
+import gzip
+import json
 import warnings
 from pathlib import Path
 from typing import Any
+
+from data.medline import Citation, read_medline
 
 with warnings.catch_warnings():  # it misses its optional GPU kernels
     warnings.simplefilter("ignore")
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-__all__ = ["IndexedDatasetBuilder", "megatron_documents", "open_by_megatron", "splitmix64"]
+__all__ = ["IndexedDatasetBuilder", "megatron_documents", "open_by_megatron", "splitmix64", "texts_of"]
 
 
 def open_by_megatron(prefix: Path) -> Any:
@@ -26,3 +30,12 @@ def splitmix64(number: int) -> int:
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     return z ^ (z >> 31)
+
+
+def texts_of(file: Path) -> list[str]:
+    """Title and abstract of each entry of a file of ../shared/data, XML or JSON lines."""
+    if file.name.endswith(".jsonl.gz"):
+        with gzip.open(file, "rt", encoding="utf-8") as stream:
+            entries = [json.loads(line) for line in stream]
+        return [f"{entry.get('title') or ''} {entry.get('abstract') or entry.get('text') or ''}" for entry in entries]
+    return [f"{record.title} {record.abstract}" for record in read_medline(file) if isinstance(record, Citation)]

@@ -59,7 +59,7 @@ def test_our_reader_reads_ours(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "name"), [(8, "uint16"), (65_536, "uint16"), (65_537, "int32"), (100_000, "int32")]
+    ("vocabulary", "name"), [(8, "uint16"), (65_535, "uint16"), (65_536, "int32"), (100_000, "int32")]
 )
 def test_every_id_fits(vocabulary: int, name: str) -> None:
     dtype = token_dtype(vocabulary)

@@ -1,16 +1,18 @@
 """data/moses.py against sacremoses as transformers calls it."""
 
 import random
-from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sacremoses import MosesTokenizer
 
 from data import moses
-from data.medline import Citation, read_medline
-from tests.shared import NLM, needs_shared
+from tests.data.nasty import nasty
+from tests.data.reference import texts_of
+from tests.shared import NLM, SHARED, needs_shared
 
 REFERENCE = MosesTokenizer(lang="en")
 
@@ -21,26 +23,104 @@ def reference(text: str) -> list[str]:
     return tokens
 
 
+def in_bulk(texts: list[str]) -> list[list[str]]:
+    """The tokens of each text, put together from its pieces."""
+    pieces = moses.take_apart(pa.array(texts))
+    tokens = list(moses.tokenize_pieces(pieces.distinct))
+    starts = [0, *pieces.ends[:-1].tolist()]
+    return [
+        [token for code in pieces.codes[start:end].tolist() for token in tokens[code]]
+        for start, end in zip(starts, pieces.ends.tolist(), strict=True)
+    ]
+
+
+def count_differences(texts: list[str]) -> tuple[int, int]:
+    """In how many texts the single and the bulk path differ from sacremoses."""
+    expected = [reference(text) for text in texts]
+    single = sum(moses.tokenize(text) != tokens for text, tokens in zip(texts, expected, strict=True))
+    return single, sum(found != tokens for found, tokens in zip(in_bulk(texts), expected, strict=True))
+
+
 @needs_shared
 @pytest.mark.parametrize("name", ["medline16n0902", "pubmedsample18n0001", "medsamp2012"])
 def test_real_texts_equal_sacremoses(name: str) -> None:
-    records = [r for r in read_medline(Path(NLM / f"{name}.xml.gz")) if isinstance(r, Citation)]
-    texts = [f"{record.title} {record.abstract}" for record in records][:250]
-    differences = sum(moses.tokenize(text) != reference(text) for text in texts)
-    print(f"{name}: {len(texts)} texts compared, {differences} differences")
-    assert differences == 0 and len(texts) > 100
+    texts = texts_of(NLM / f"{name}.xml.gz")
+    differences = count_differences(texts)
+    print(f"{name}: {len(texts)} texts compared, {differences} differences of the single and the bulk path")
+    assert differences == (0, 0) and len(texts) > 100
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(st.sampled_from([
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in (SHARED / "data" / "abstracts").glob("*.jsonl.gz")))
+def test_all_abstracts_equal_sacremoses(name: str) -> None:
+    texts = texts_of(SHARED / "data" / "abstracts" / name)
+    differences = count_differences(texts)
+    print(f"{name}: {len(texts)} texts compared, {differences} differences of the single and the bulk path")
+    assert differences == (0, 0) and len(texts) > 1_000
+
+
+@needs_shared
+@pytest.mark.slow
+def test_all_citations_equal_sacremoses() -> None:
+    files = [path for folder in (NLM, NLM / "updates", NLM / "cases") for path in sorted(folder.glob("*.xml*"))]
+    texts = [text for file in files for text in texts_of(file)]
+    differences = count_differences(texts)
+    print(f"{len(files)} files, {len(texts)} texts compared, {differences} differences of the single and the bulk path")
+    assert differences == (0, 0) and len(texts) > 5_000
+
+
+WORDS = [
     "et al.", "Fig.", "No.", "no.", "e.g.", "i.e.", "U.S.", "p.", "Dr.", "vs.", "approx.", "mg.", "É.", "é.", "ß.",
     "5", "5.2.", "the", "The", "α", "Α.", "ǅ.", "中", "中.", "...", "....", ". . .", "'s", "dogs'", "don't", "'", "''",
     "COVID-19", "--", "a-b-c", "a/b", "1,000", "a,b", ",", "@-@", "&amp;", "&", "<", "|", "[", "x\u00a0y", "\u2028",
-    "\u0301", "a\u0301.", "\t", "\x00", "\ufeff",
-])).map(" ".join))  # fmt: skip
-def test_generated_texts_equal_sacremoses(text: str) -> None:
-    """Abbreviations, full stops and what may follow them, of many scripts."""
-    assert moses.tokenize(text) == reference(text)
+    "\u0301", "a\u0301.", "\t", "\x00", "\ufeff", ",5", ",,5", "5,", "5,,", "x,", "'5", "5'", "'a", "a'", "a.'", "5.'",
+    "'.", "'a'", "''5''", "\x01'", "'\x02", "\ue000", "a\ue000'", "DOTMULTI", "..MULTI", "A", "a", "0", "\n",
+]  # fmt: skip
+
+
+def test_all_pairs_of_words_equal_sacremoses() -> None:
+    """What a word's tokens depend on is its neighbours: each word first, last, alone, and before each other."""
+    texts = [first + between + second for first in WORDS for second in ["", *WORDS] for between in (" ", " \x00 ", "")]
+    differences = count_differences(texts)
+    print(f"{len(texts)} texts compared, {differences} differences of the single and the bulk path")
+    assert differences == (0, 0)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(WORDS)).map(" ".join), min_size=1, max_size=10))
+def test_generated_texts_equal_sacremoses(texts: list[str]) -> None:
+    """Abbreviations, apostrophes, commas, full stops and what may follow them, of many scripts."""
+    assert count_differences(texts) == (0, 0)
+
+
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(nasty, min_size=1, max_size=10))
+def test_nasty_texts_equal_sacremoses(texts: list[str]) -> None:
+    assert count_differences(texts) == (0, 0)
+
+
+def test_white_space_in_bulk_is_pythons() -> None:
+    """Of every character that there is."""
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    words = pyarrow.compute.utf8_split_whitespace(pa.array([f"x{character}y" for character in characters]))  # type: ignore[attr-defined]
+    lengths = pyarrow.compute.list_value_length(words).to_pylist()  # type: ignore[attr-defined]
+    assert [length == 2 for length in lengths] == [character.isspace() for character in characters]
+
+
+def test_batches_are_all_texts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moses, "BATCH_BYTES", 10)
+    texts = ["ééé", "abcd", "e", "", "a text longer than a batch", "", "x"]
+    cut = [batch.to_pylist() for batch in moses.batches(pa.array(texts))]
+    assert cut == [["ééé", "abcd"], ["e", ""], ["a text longer than a batch"], ["", "x"]]
+    assert list(moses.batches(pa.array(texts).slice(1, 2))) == [pa.array(["abcd", "e"])]
+    assert list(moses.batches(pa.array([], pa.string()))) == []
+
+
+def test_pieces_are_counted() -> None:
+    """A word counts by what its neighbours make of it."""
+    counts = moses.count_pieces(pa.array(["vs. a vs. A vs.", "vs. 5 'a' b", "'a'"]))
+    assert counts == {"vs.\na": 1, "vs.\n0": 1, "vs.": 2, "a": 1, "A": 1, "5": 1, "b": 1, "A\n'a'\nA": 1, "'a'": 1}
 
 
 def test_letters_by_moses_own_lists() -> None:

@@ -1,12 +1,13 @@
 """data/tokenizer.py against transformers' BioGptTokenizer and subword-nmt: the same ids, the promised vocabulary."""
 
-import gzip
 import io
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +22,8 @@ from data.files import UserError
 from data.sample import write_sample
 from data.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, make_vocabulary, train_tokenizer, write_tokenizer_files
 from tests.data.citations import citation, write_file
+from tests.data.nasty import nasty
+from tests.data.reference import texts_of
 from tests.shared import NLM, SHARED, needs_shared
 
 ABSTRACTS = SHARED / "data" / "abstracts"
@@ -75,9 +78,7 @@ def hf_ids(hf: Any, text: str, **options: Any) -> list[int]:
 @pytest.mark.parametrize("name", FILES)
 def test_ids_equal_transformers_on_real_texts(name: str, ours: Tokenizer, hf: BioGptTokenizer) -> None:
     """1,000 natural texts of each file."""
-    with gzip.open(ABSTRACTS / name, "rt", encoding="utf-8") as stream:
-        entries = [json.loads(next(stream)) for _ in range(1_000)]
-    texts = [f"{entry.get('title') or ''} {entry.get('abstract') or entry.get('text') or ''}" for entry in entries]
+    texts = texts_of(ABSTRACTS / name)[:1_000]
     compared = [(ours.encode(text), hf_ids(hf, text)) for text in texts]
     differences = sum(mine != theirs for mine, theirs in compared)
     tokens, unknown = (sum(len(mine) for mine, _ in compared), sum(mine.count(UNK_ID) for mine, _ in compared))
@@ -98,25 +99,6 @@ def test_auto_tokenizer_gives_the_same_ids(folder: Path, ours: Tokenizer) -> Non
         assert hf_ids(auto, text) == ours.encode(text) != []
 
 
-nasty = st.lists(
-    st.one_of(
-        st.sampled_from([
-            "'", "''", "'s", "'t", "n't", "`", ".", "..", "...", "e.g.", "U.S.", "No.", "Fig. 3", "1,000", ",", "-",
-            "--", "@-@", "@@", "@", "@/@", "&amp;", "&lt;", "&amp;lt;", "&apos;", "&#91;", "&", "<", ">", "<s", "</w>",
-            "s>", "|", "[", "]", "</ s>", "<PAD>", "α", "β-catenin", "中文", "日本語。", "한국어", "é", "e\u0301",
-            "\u0301", "\u200b", "\u200d", "\ufeff", "\u00ad", "\x00", "\x07", "\x1f", "\x7f", "\x85", "\u00a0",
-            "\u2009",
-            "\u2028", "\u3000", "\u180e", "😀", "👩‍🔬", "ﬁ", "ß", "İ", "ǆ", "𝛼", "\U0010ffff", " ", "  ", "\n", "\t",
-            "\r\n", "the", "The", "patients", "p53", "COVID-19", "mg/kg", "10%", "madeupword0000", "DOTMULTI",
-            "DOTDOTMULTI",
-        ]),
-        st.text(max_size=6),
-        st.text(st.characters(max_codepoint=0x24F), max_size=8),
-    ),
-    max_size=25,
-).map("".join)  # fmt: skip
-
-
 def holds_special(text: str) -> bool:
     return any(token in text for token in SPECIAL_TOKENS)
 
@@ -125,6 +107,56 @@ def holds_special(text: str) -> bool:
 @given(text=nasty.filter(lambda text: not holds_special(text)))
 def test_ids_equal_transformers_on_nasty_texts(text: str, ours: Tokenizer, hf: BioGptTokenizer) -> None:
     assert ours.encode(text) == hf_ids(hf, text)
+
+
+# In bulk
+
+
+def in_bulk(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    ids, lengths = tokenizer.encode_batch(pa.array(texts, pa.string()))
+    return [part.tolist() for part in np.split(ids, np.cumsum(lengths))[:-1]]
+
+
+@pytest.mark.parametrize("remembered", [0, 1_000, 1_000_000])
+def test_bulk_gives_the_same_ids_whatever_is_remembered(
+    remembered: int, folder: Path, hf: BioGptTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In many batches, with a memory that is too small, just right, and already full of the same texts."""
+    monkeypatch.setattr("data.tokenizer.PIECES_REMEMBERED", remembered)
+    monkeypatch.setattr("data.moses.BATCH_BYTES", 20_000)
+    texts = pq.read_table(folder / "corpus" / "train-00000.parquet")["text"].to_pylist()[:150]
+    tokenizer, expected = Tokenizer(folder / "tokenizer"), [hf_ids(hf, text) for text in texts]
+    assert in_bulk(tokenizer, texts) == expected
+    assert in_bulk(tokenizer, texts[::-1]) == expected[::-1]
+    assert in_bulk(tokenizer, []) == [] and in_bulk(tokenizer, ["", " ", "\x00"]) == [[], [], []]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(nasty, max_size=8))
+def test_bulk_gives_the_same_ids_of_nasty_texts(texts: list[str], ours: Tokenizer, hf: BioGptTokenizer) -> None:
+    assert in_bulk(ours, texts) == [hf_ids(hf, text, split_special_tokens=True) for text in texts]
+
+
+def test_the_memory_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By number, but for the batch at hand, and by the length of what it holds."""
+    monkeypatch.setattr("data.tokenizer.PIECES_REMEMBERED", 1_000)
+    tokenizer = Tokenizer(folder / "tokenizer")
+    for start in range(0, 20_000, 300):
+        tokenizer.encode_batch(pa.array([f"word{number} {number}" for number in range(start, start + 300)]))
+        assert 0 < len(tokenizer._memory) <= 1_000
+    tokenizer.encode_batch(pa.array(["ACGT" * 1_000, "'a' 'b' " * 100, "short"]))
+    assert "short" in tokenizer._memory and max(map(len, tokenizer._memory)) < 100
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_bulk_ids_equal_transformers_on_all_abstracts(name: str, ours: Tokenizer, hf: BioGptTokenizer) -> None:
+    texts = texts_of(ABSTRACTS / name)
+    expected = [hf_ids(hf, text, split_special_tokens=True) for text in texts]
+    differences = sum(mine != theirs for mine, theirs in zip(in_bulk(ours, texts), expected, strict=True))
+    print(f"{name}: {len(texts)} texts, {sum(map(len, expected))} ids: {differences} texts differ")
+    assert differences == 0 and len(texts) > 1_000
 
 
 # Special tokens in a text
@@ -318,6 +350,5 @@ def test_published_biogpt_is_read_as_transformers_reads_it(tmp_path: Path) -> No
     (tmp_path / "merges.txt").write_bytes((published / "bpecodes").read_bytes())
     ours, hf = Tokenizer(tmp_path), BioGptTokenizer.from_pretrained(tmp_path)
     assert ours.encode("COVID-19 is") == [4805, 9, 656, 21]  # facts, section 2
-    with gzip.open(ABSTRACTS / FILES[0], "rt", encoding="utf-8") as stream:
-        texts = [json.loads(next(stream))["text"] for _ in range(200)]
+    texts = texts_of(ABSTRACTS / FILES[0])[:200]
     assert all(ours.encode(text) == hf_ids(hf, text) for text in texts)
