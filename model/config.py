@@ -1,7 +1,13 @@
 """Shapes of the decoder, and BioGPT's."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+VOCABULARY_MULTIPLE = 128
+"""The embedding's rows are padded to a multiple of it: matrix units want round sizes."""
+Recomputation = Literal["none", "selective", "full"]
+Boundaries = Literal["none", "document"]
+Initialization = Literal["fairseq", "hf"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +26,12 @@ class DecoderConfig:
     layerdrop: float = 0.0
     """Probability that a layer is skipped in a training step (Fan, Grave and Joulin 2020)."""
     layerdrop_seed: int = 0
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-    initialization: Literal["fairseq", "hf"] = "fairseq"
+    gradient_checkpointing: Recomputation = "none"
+    """"full": recompute each layer in the backward pass instead of keeping its activations. "selective": recompute
+    layer norms, GELU and its dropout alone, keep what a matrix product or attention gave (Korthikanti et al. 2022)."""
+    boundaries: Boundaries = "none"
+    """"document": attention stays inside a document, and positions begin anew with each."""
+    initialization: Initialization = "fairseq"
     """"fairseq": the original BioGPT's; "hf": transformers' N(0, 0.02)."""
 
     def __post_init__(self) -> None:
@@ -36,6 +45,15 @@ class DecoderConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "layerdrop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
+        choices = {"gradient_checkpointing": Recomputation, "boundaries": Boundaries, "initialization": Initialization}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: choose from {', '.join(get_args(known))}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding inside; the exported one has `vocab_size`."""
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     def parameter_count(self) -> int:
         """Parameters of the exported model, the tied head counted once."""

@@ -6,17 +6,28 @@ Same logits as `transformers.BioGptForCausalLM` (modeling_biogpt.py) for the sam
 
 import math
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.attention import (
+    EVERYTHING,
+    Segments,
+    attend,
+    segment_mask,
+    segment_offsets,
+    segment_positions,
+    takes_offsets,
+)
 from model.config import DecoderConfig
+from model.loss import linear_cross_entropy
 
 POSITION_OFFSET = 2  # position p reads row p + 2, fairseq's padding_idx + 1
 PAD_ID = 1
-IGNORED = -100
+EOS_ID = 2
 
 
 class DecoderLayer(nn.Module):
@@ -33,28 +44,47 @@ class DecoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
 
-    def forward(self, hidden_BTH: Tensor, step: int, micro_step: int) -> Tensor:
+    def forward(self, hidden_BTH: Tensor, segments: Segments, step: int, micro_step: int) -> Tensor:
         # The choice is made in here and is the same on every rank: skipping a layer from outside lets ZeRO-3 reuse
         # its gradient of an earlier step, and ranks that differ wait for each other for ever.
         if self.training and is_dropped(
             self.config.layerdrop, self.config.layerdrop_seed, step, micro_step, self.index
         ):
             return hidden_BTH
-        hidden_BTH = hidden_BTH + self._dropout(self._attention(self.self_attn_layer_norm(hidden_BTH)))
-        inner = F.gelu(self.fc1(self.final_layer_norm(hidden_BTH)))
-        inner = F.dropout(inner, self.config.activation_dropout, self.training)
-        return hidden_BTH + self._dropout(self.fc2(inner))
+        if self._recomputes("full"):
+            return checkpoint(self.run, hidden_BTH, segments, use_reentrant=False)  # type: ignore[return-value]
+        return self.run(hidden_BTH, segments)
 
-    def _attention(self, hidden_BTH: Tensor) -> Tensor:
-        batch, length, width = hidden_BTH.shape
-        heads = self.config.num_attention_heads
-        qkv_3BNTD = self.qkv_proj(hidden_BTH).view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    def run(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
+        """The layer itself; this is what `Decoder.compile_layers` compiles."""
+        qkv_BTH3 = self._cheap(lambda hidden: self.qkv_proj(self.self_attn_layer_norm(hidden)), hidden_BTH)
+        heads = (*hidden_BTH.shape[:2], 3, self.config.num_attention_heads, -1)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        out_BNTD = F.scaled_dot_product_attention(*qkv_3BNTD.unbind(0), dropout_p=dropout, is_causal=True)
-        return self.out_proj(out_BNTD.transpose(1, 2).reshape(batch, length, width))
+        recompute = not self._recomputes("full")  # which does it already
+        query_BTND, key_BTND, value_BTND = qkv_BTH3.view(heads).unbind(2)
+        out_BTND = attend(query_BTND, key_BTND, value_BTND, segments, dropout, recompute)
+        hidden_BTH = hidden_BTH + self._dropout(self.out_proj(out_BTND.flatten(2)))
+        inner = self._cheap(lambda hidden: self.fc1(self.final_layer_norm(hidden)), hidden_BTH)
+        return hidden_BTH + self._dropout(self._cheap(lambda inner: self.fc2(self._activate(inner)), inner))
+
+    def _activate(self, inner: Tensor) -> Tensor:
+        return F.dropout(F.gelu(inner), self.config.activation_dropout, self.training)
 
     def _dropout(self, hidden_BTH: Tensor) -> Tensor:
         return F.dropout(hidden_BTH, self.config.hidden_dropout_prob, self.training)
+
+    def _cheap(self, compute: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """`compute(given)`: something cheap, then a matrix product, whose input "selective" recomputes.
+
+        The product itself is not repeated: recomputation stops where all that was saved is there again.
+        """
+        if not self._recomputes("selective"):
+            return compute(given)
+        draws = self.config.activation_dropout > 0
+        return checkpoint(compute, given, use_reentrant=False, preserve_rng_state=draws)  # type: ignore[return-value]
+
+    def _recomputes(self, what: str) -> bool:
+        return self.config.gradient_checkpointing == what and self.training and torch.is_grad_enabled()
 
 
 def is_dropped(probability: float, seed: int, step: int, micro_step: int, layer: int) -> bool:
@@ -63,17 +93,25 @@ def is_dropped(probability: float, seed: int, step: int, micro_step: int, layer:
 
 
 class Decoder(nn.Module):
-    """The language model."""
+    """The language model. Its vocabulary is padded inside; logits and exported weights are not."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
+        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size, padding_idx=PAD_ID)
         self.embed_positions = nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(config.hidden_size)
         self.embed_scale = math.sqrt(config.hidden_size)
+        self.compiled = False
         initialize(self)
+
+    def compile_layers(self) -> None:
+        """Compile each layer and the pieces of the loss, at their first use, with inductor."""
+        self.compiled = True
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.run = torch.compile(layer.run, dynamic=False)
 
     def forward(
         self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
@@ -83,20 +121,44 @@ class Decoder(nn.Module):
         Targets of -100 do not count. Padding on the right needs no mask: attention is causal.
         step, micro_step: the global optimizer step and the micro-batch in it, from which layerdrop draws.
         """
-        positions_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device) + POSITION_OFFSET
-        hidden_BTH = self.embed_tokens(input_ids_BT) * self.embed_scale + self.embed_positions(positions_T)
+        documents_BT = documents(input_ids_BT) if self.config.boundaries == "document" else None
+        hidden_BTH = self.hidden(input_ids_BT, documents_BT, step=step, micro_step=micro_step)
+        weight, vocabulary = self.embed_tokens.weight, self.config.vocab_size
+        if targets_BT is None:
+            return F.linear(hidden_BTH, weight[:vocabulary])
+        return linear_cross_entropy(
+            hidden_BTH.flatten(0, 1), weight, targets_BT.flatten(), vocabulary, compiled=self.compiled
+        )
+
+    def hidden(
+        self, input_ids_BT: Tensor, segments_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
+    ) -> Tensor:
+        """What the head reads, (B, T, H).
+
+        segments_BT: attention stays inside a run of equal numbers, and positions begin anew with each.
+        """
+        if segments_BT is None:
+            positions, segments = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device), EVERYTHING
+        else:
+            positions, segments = segment_positions(segments_BT), self._segments(segments_BT)
+        hidden_BTH = self.embed_tokens(input_ids_BT) * self.embed_scale
+        hidden_BTH = hidden_BTH + self.embed_positions(positions + POSITION_OFFSET)
         hidden_BTH = F.dropout(hidden_BTH, self.config.hidden_dropout_prob, self.training)
         for layer in self.layers:
-            if self.config.gradient_checkpointing and self.training:
-                hidden_BTH = checkpoint(layer, hidden_BTH, step, micro_step, use_reentrant=False)  # type: ignore
-            else:
-                hidden_BTH = layer(hidden_BTH, step, micro_step)
-        logits_BTV = F.linear(self.layer_norm(hidden_BTH), self.embed_tokens.weight)
-        if targets_BT is None:
-            return logits_BTV
-        return F.cross_entropy(
-            logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+            hidden_BTH = layer(hidden_BTH, segments, step, micro_step)
+        return self.layer_norm(hidden_BTH)
+
+    def _segments(self, segments_BT: Tensor) -> Segments:
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        if takes_offsets(segments_BT.device, self.embed_positions.weight.dtype, dropout, head_size):
+            return Segments(None, segment_offsets(segments_BT))
+        return Segments(segment_mask(segments_BT), None)
+
+
+def documents(input_ids_BT: Tensor) -> Tensor:
+    """The number of each token's document in its block, (B, T). `</s>` begins one: it stands before a first token."""
+    return (input_ids_BT == EOS_ID).cumsum(1)
 
 
 @torch.no_grad()
@@ -104,7 +166,8 @@ def initialize(decoder: Decoder) -> None:
     """Draw the weights from torch's global generator.
 
     "fairseq": transformer_lm of fairseq 0.12 (modules/multihead_attention.py, models/transformer). q, k and v are
-    drawn as three matrices, as fairseq does when they have three sizes' shapes. "hf": N(0, 0.02), biases 0.
+    drawn as three matrices, as fairseq does when they have three sizes' shapes. "hf": N(0, 0.02), biases 0. The
+    rows that pad the vocabulary are zero.
     """
     config = decoder.config
     if config.initialization == "hf":
@@ -125,3 +188,4 @@ def initialize(decoder: Decoder) -> None:
             nn.init.xavier_uniform_(layer.out_proj.weight)
             layer.out_proj.bias.zero_()
     decoder.embed_tokens.weight[PAD_ID].zero_()
+    decoder.embed_tokens.weight[config.vocab_size :].zero_()

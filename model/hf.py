@@ -1,28 +1,36 @@
-"""Our state dict <-> transformers' BioGPT, both ways.
+"""Our state dict <-> transformers' BioGPT, both ways, and fairseq's names into ours.
 
-Names differ by the prefix `biogpt.` and the fused `qkv_proj`, which is q, k and v one above the other. The same maps
-serve any tensors with the weights' names and shapes, such as Adam's moments.
+Names differ by a prefix and the fused `qkv_proj`, which is q, k and v one above the other; the embedding is padded
+inside. The same maps serve any tensors with the weights' names and shapes, such as Adam's moments.
 """
 
 import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import DecoderConfig
-from model.decoder import PAD_ID
+from model.config import VOCABULARY_MULTIPLE, DecoderConfig
+from model.decoder import EOS_ID, PAD_ID
 
 PREFIX = "biogpt."
+FAIRSEQ_PREFIX = "decoder."
+FAIRSEQ_VERSION = "decoder.version"  # a number that fairseq keeps beside the weights
+EMBEDDING = "embed_tokens.weight"
 HEAD = "output_projection.weight"  # tied to the embedding; transformers leaves it out of safetensors
+CLASSIFIERS = ("classifier.", "score.")  # of heads.py; transformers gives them no prefix either
 PARTS = ("q_proj", "k_proj", "v_proj")
 
 
-def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> transformers' names. The tied head is left out, as `save_pretrained` does."""
+def to_hf(state: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """Our names -> transformers' names, without the embedding's padding and the tied head, as `save_pretrained`."""
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        name = PREFIX + re.sub(r"\.(qkv_proj|out_proj)\.", r".self_attn.\1.", name)
+        if name == EMBEDDING:
+            tensor = tensor[:vocab_size]
+        if not name.startswith(CLASSIFIERS):
+            name = PREFIX + re.sub(r"\.(qkv_proj|out_proj)\.", r".self_attn.\1.", name)
         if ".qkv_proj." in name:
             for part, value in zip(PARTS, tensor.chunk(3), strict=True):
                 converted[name.replace("qkv_proj", part)] = value.contiguous()
@@ -32,19 +40,33 @@ def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names -> our names. Raises ValueError where a name or part is missing or unknown."""
-    state = {name: tensor for name, tensor in state.items() if name != HEAD}
+    """Names of transformers' models (with a head or bare) or of fairseq -> our names, the embedding padded with zeros.
+
+    Raises ValueError where a name is unknown, a part is missing, or the head is not the embedding.
+    """
+    prefixes = (PREFIX, FAIRSEQ_PREFIX)
+    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in state)), "")
+    if prefix + EMBEDDING not in state:
+        raise ValueError(f"{prefix}{EMBEDDING}: missing")
+    heads = {name for name in state if name.removeprefix(prefix) == HEAD}
+    for head in heads:
+        if not torch.equal(state[head], state[prefix + EMBEDDING]):
+            raise ValueError(f"{head}: is not {prefix}{EMBEDDING}, to which BioGPT's head is tied")
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not name.startswith(PREFIX):
-            raise ValueError(f"{name}: not a weight of transformers' BioGPT")
-        ours = name.removeprefix(PREFIX).replace(".self_attn.", ".")
+        if name in heads or name == FAIRSEQ_VERSION:
+            continue
+        if not name.startswith((prefix, *CLASSIFIERS)):
+            raise ValueError(f"{name}: not a weight of BioGPT")
+        ours = name.removeprefix(prefix).replace(".self_attn.", ".")
         if ".q_proj." in name:
             parts = [name.replace("q_proj", part) for part in PARTS]
             missing = [part for part in parts if part not in state]
             if missing:
                 raise ValueError(f"{missing[0]}: missing")
             converted[ours.replace("q_proj", "qkv_proj")] = torch.cat([state[part] for part in parts])
+        elif ours == EMBEDDING:
+            converted[ours] = F.pad(tensor, (0, 0, 0, -len(tensor) % VOCABULARY_MULTIPLE))
         elif ".k_proj." not in name and ".v_proj." not in name:
             converted[ours] = tensor
     return converted
@@ -72,6 +94,7 @@ def hf_config(config: DecoderConfig) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "bos_token_id": 0,
         "pad_token_id": PAD_ID,
-        "eos_token_id": 2,
+        "eos_token_id": EOS_ID,
         "dtype": "float32",
+        "boundaries": config.boundaries,  # ours: transformers keeps it and does not read it
     }

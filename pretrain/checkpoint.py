@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.config import DecoderConfig
-from model.hf import from_hf, to_hf
+from model.hf import from_hf
 from pretrain.recipe import Recipe, optimizer_kind
 
 KINDS = ("model", "exp_avg", "exp_avg_sq")
@@ -44,13 +44,13 @@ class CheckpointWriter:
         self._partial.mkdir()
 
     def add(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Write the tensors of one kind, by our names, and read them back; RuntimeError where they come back other."""
-        path, converted = self._partial / f"{kind}.safetensors", to_hf(tensors)
-        save_file(converted, path, metadata={"format": "pt"})
+        """Write the tensors of one kind, by transformers' names, and read them back; RuntimeError where they differ."""
+        path = self._partial / f"{kind}.safetensors"
+        save_file(tensors, path, metadata={"format": "pt"})
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         found = load_file(path)
-        for name, tensor in converted.items():
+        for name, tensor in tensors.items():
             # As bytes: a weight that is not a number equals itself here.
             if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):
                 raise RuntimeError(f"{path}: {name} reads back other than it was written; check the disk")

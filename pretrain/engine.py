@@ -96,7 +96,7 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
         "weight_decay": recipe.optimizer.weight_decay,
     }
     if recipe.deepspeed.offload_optimizer:
-        require_compiler()
+        require_compiler("deepspeed.offload_optimizer", ("g++", "ninja"), "which compiles DeepSpeed's CPU Adam")
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:
         optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
@@ -106,20 +106,31 @@ def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, 
     accelerator: Any = get_accelerator()
     if recipe.train.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError('train.precision = "fp16": this device does not support it; use bf16 or fp32')
+    if compiles(recipe):
+        decoder.compile_layers()
     config = deepspeed_config(recipe, ranks)
     with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use, unasked
         engine, *_ = deepspeed.initialize(model=decoder, optimizer=optimizer, config=config, dist_init_required=False)
     return engine, optimizer
 
 
-def require_compiler() -> None:
-    """UserError where DeepSpeed could not compile its CPU Adam. pip's ninja lies beside our Python."""
+def compiles(recipe: Recipe) -> bool:
+    """`train.compile`, or its default. UserError where it is asked for and inductor has no compiler.
+
+    On a CPU inductor writes C++, on a GPU triton's launchers are C.
+    """
+    gpu = torch.cuda.is_available()
+    if recipe.train.compile:
+        require_compiler("train.compile", ("cc",) if gpu else ("g++",), "which torch.compile needs")
+    return gpu and bool(shutil.which("cc")) if recipe.train.compile is None else recipe.train.compile
+
+
+def require_compiler(key: str, programs: tuple[str, ...], what_for: str) -> None:
+    """UserError where one of the programs that `key = true` needs is missing. pip's ninja lies beside our Python."""
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
-    missing = [name for name in ("g++", "ninja") if not shutil.which(name)]
+    missing = [name for name in programs if not shutil.which(name)]
     if missing:
-        raise UserError(
-            f"deepspeed.offload_optimizer = true: {missing[0]} is missing, which compiles DeepSpeed's CPU Adam"
-        )
+        raise UserError(f"{key} = true: {missing[0]} is missing, {what_for}")
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:

@@ -15,17 +15,18 @@ from data.blocks import IGNORED, TokenStream, held_out_batch
 from data.files import MANIFEST, UserError, make_folder, read_json, read_manifest, sha256, verify_files, write_json
 from data.shards import make_shards
 from data.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES
+from model.attention import segment_mask, segment_positions
 from model.config import DecoderConfig
-from model.decoder import Decoder
+from model.decoder import Decoder, documents
 from model.hf import hf_config, to_hf
 from pretrain.checkpoint import newest_checkpoint, read_state, read_tensors
 from pretrain.evaluate import PROBE_BLOCKS, NegativeLogLikelihood, held_out_loss
 from pretrain.recipe import Recipe, load_recipe
+from pretrain.weights import WEIGHT_FILES
 
 LOSS_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """How far the export's held-out loss, in fp32, may be from the run's, in its own precision, in nats a token."""
 LOGITS_BOUND = 1e-4
-HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 def load_run(run: Path) -> tuple[Recipe, Path, dict[str, Any]]:
@@ -92,7 +93,9 @@ def write_hf_files(folder: Path, decoder: Decoder, tokenizer: Path) -> None:
     config = decoder.config
     write_json(folder / "config.json", hf_config(config))
     write_json(folder / "generation_config.json", {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2})
-    weights = {name: tensor.cpu().contiguous() for name, tensor in to_hf(decoder.state_dict()).items()}
+    weights = {
+        name: tensor.cpu().contiguous() for name, tensor in to_hf(decoder.state_dict(), config.vocab_size).items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner only
     for name in TOKENIZER_FILES:
@@ -113,16 +116,24 @@ def load_hf(folder: Path, device: torch.device) -> Any:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "biogpt":
         raise UserError(f"{folder}: its config.json is not a BioGPT's")
-    if not any((folder / name).exists() for name in HF_WEIGHTS):
-        raise UserError(f"{folder}: has no weights ({' or '.join(HF_WEIGHTS)})")
+    if not any((folder / name).exists() for name in WEIGHT_FILES):
+        raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHT_FILES)})")
     return BioGptForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
+
+
+def hf_logits(model: Any, inputs: Tensor) -> Tensor:
+    """Logits of transformers' model for blocks of packed documents, which end at their boundaries where ours do."""
+    if getattr(model.config, "boundaries", "none") == "none":
+        return model(inputs).logits
+    segments = documents(inputs)
+    return model(inputs, attention_mask=segment_mask(segments), position_ids=segment_positions(segments)).logits
 
 
 def hf_likelihood(model: Any) -> NegativeLogLikelihood:
     """The summed negative log-likelihood of transformers' model, in nats."""
 
     def nll(inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = model(inputs).logits
+        logits = hf_logits(model, inputs)
         return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -139,7 +150,7 @@ def verify(
     model = load_hf(folder, device)
     context_length = recipe.context_length()
     inputs, _ = held_out_batch(stream, context_length, range(2))
-    difference = float((model(inputs.to(device)).logits - decoder(inputs.to(device))).abs().max())
+    difference = float((hf_logits(model, inputs.to(device)) - decoder(inputs.to(device))).abs().max())
     if not difference <= LOGITS_BOUND:
         raise RuntimeError(f"export: transformers' logits differ from the decoder's by {difference:.2e}")
     recorded, max_blocks = state["probe"]["loss"], PROBE_BLOCKS  # a run stopped in between has no full evaluation

@@ -14,6 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from data.files import whole_file
+from model.attention import kernel_name
 from model.config import DecoderConfig
 from pretrain.run import Observer, Run
 
@@ -82,10 +83,14 @@ class Reporter(Observer):
     def begin(self, run: Run) -> None:
         """The first line."""
         begun = f"resumed from {run.resumed_from}" if run.resumed_from else "new run"
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.recipe.train.precision]
+        kernel = kernel_name(run.config, run.device, precision, run.recipe.context_length())
+        compiled = "compiled" if run.engine.module.compiled else "eager"
         self.say(
             run,
             f"{begun}: {run.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"
-            f" {run.recipe.train.precision}, {run.ranks} ranks",
+            f" {run.recipe.train.precision}, {run.ranks} ranks; {compiled}, attention {kernel},"
+            f" recomputation {run.config.gradient_checkpointing}",
         )
 
     def say(self, run: Run, text: str, passing: bool = False, **values: float) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data.files import UserError, read_json, read_manifest, sha256, whole_file
 from data.settings import Section, override, read_toml, validate
-from model.config import PRESETS, DecoderConfig
+from model.config import PRESETS, Boundaries, DecoderConfig, Initialization, Recomputation
 from pretrain import ROOT
 
 BUNDLED = ROOT / "launch" / "recipes"
@@ -32,9 +32,14 @@ class ModelSection(Section):
     activation_dropout: float = Field(default=0.0, ge=0, lt=1)
     layerdrop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a layer is skipped in a micro-batch."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    initialization: Literal["fairseq", "hf"] = "fairseq"
+    gradient_checkpointing: Recomputation = "none"
+    """Recompute activations in the backward pass. "selective": the cheap ones, a third less memory for a few percent of
+    the time; "full": all of a layer, far less memory, a third more time."""
+    boundaries: Boundaries = "none"
+    """"document": attention stays inside a document of a packed block, positions begin anew. BioGPT's crosses them."""
+    initialization: Initialization = "fairseq"
+    weights: str | None = None
+    """Begin a new run with the weights of an HF folder, a .safetensors, a pytorch_model.bin or a fairseq checkpoint."""
 
 
 class DataSection(Section):
@@ -56,6 +61,8 @@ class TrainSection(Section):
     micro_batch_size: int = Field(default=8, ge=1)
     """Blocks that one rank runs at once."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    compile: bool | None = None
+    """Compile the layers and the loss with torch.compile; default: on a GPU where a C compiler is found."""
     seed: int = Field(default=1, ge=0)
     stop_after_minutes: float = Field(default=0.0, ge=0)
     """Stop with a checkpoint after so long, counted from this start; 0: never."""
@@ -166,7 +173,7 @@ class Recipe(Section):
             raise UserError(f"model.{error}") from None
 
     def _shape(self) -> dict[str, Any]:
-        given = self.model.model_dump(exclude={"preset"}, exclude_none=True)
+        given = self.model.model_dump(exclude={"preset", "weights"}, exclude_none=True)
         return PRESETS[self.model.preset] | given
 
 
@@ -195,6 +202,10 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     recipe = validate(Recipe, settings, source)
     if recipe.model.preset not in PRESETS:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
+    if recipe.model.weights and recipe.model.initialization != ModelSection().initialization:
+        raise UserError(
+            f"{source}: model.initialization and model.weights: the weights are drawn or read; leave one out"
+        )
     if recipe.deepspeed.stage == 0 and recipe.train.precision != "fp32":
         raise UserError(
             f"{source}: deepspeed.stage = 0 with train.precision = {recipe.train.precision!r}: DeepSpeed keeps no fp32"
@@ -233,7 +244,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved settings as TOML, paths absolute. JSON's strings, numbers and arrays are TOML's too."""
     lines = []
     settings = recipe.model_dump(mode="json", exclude_none=True)
-    for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config")):
+    for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config"), ("model", "weights")):
         if key in settings[section]:
             settings[section][key] = str(Path(settings[section][key]).resolve())
     for section, values in settings.items():

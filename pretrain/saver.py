@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from data.files import UserError, write_json
+from model.hf import to_hf
 from pretrain import engine as engines
 from pretrain.checkpoint import (
     KINDS,
@@ -88,7 +89,7 @@ class Saver(Observer):
         for kind in KINDS:
             tensors = engines.gather_state(run.engine, run.optimizer, kind)
             if writer:
-                writer.add(kind, tensors)
+                writer.add(kind, to_hf(tensors, run.config.vocab_size))
         if writer:
             state = {
                 "step": run.step,

@@ -30,6 +30,7 @@ from pretrain.recipe import Recipe, check_inputs, data_identity, load_recipe, wr
 from pretrain.run import Observer, Run
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
+from pretrain.weights import load_weights
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,6 +92,8 @@ def build(recipe: Recipe, device: torch.device) -> Run:
     if resumed:
         tensors = {kind: read_tensors(resumed, kind) for kind in KINDS}
         decoder.load_state_dict(tensors["model"])
+    elif recipe.model.weights:
+        load_weights(decoder, Path(recipe.model.weights), shards / "tokenizer")
     engine, optimizer = engines.build_engine(recipe, decoder, ranks)
     if resumed:
         engines.restore_state(engine, optimizer, tensors, state["step"] - state["skipped"], device)

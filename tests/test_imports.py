@@ -30,7 +30,7 @@ def test_imports_go_one_way(path: str) -> None:
     room, names = path.split("/")[0], imported(ROOT / path)
     assert names & set(ALLOWED) <= ALLOWED[room]
     if room == "model":
-        assert names <= {"model", "torch", "math", "random", "re", "dataclasses", "typing"}
+        assert names <= {"model", "torch", "collections", "dataclasses", "functools", "math", "random", "re", "typing"}
     if room == "data" and path != "data/blocks.py":
         assert "torch" not in names
     if path != "pretrain/engine.py":

@@ -1,5 +1,6 @@
 """Small decoders for tests, and transformers' model with the same weights."""
 
+import random
 from typing import Any
 
 import torch
@@ -35,10 +36,24 @@ def small_decoder(**changes: Any) -> Decoder:
     return decoder
 
 
+def random_shape(seed: int) -> dict[str, int]:
+    """Drawn at random: odd head counts and sizes, an ffn of any width, vocabularies around a multiple of 128."""
+    draw = random.Random(seed)
+    heads = draw.randint(1, 9)
+    return {
+        "num_attention_heads": heads,
+        "hidden_size": heads * draw.randint(2, 16),
+        "intermediate_size": draw.randint(5, 200),
+        "num_hidden_layers": draw.randint(1, 4),
+        "max_position_embeddings": draw.randint(12, 90),
+        "vocab_size": draw.choice([17, 127, 128, 129, 300]),
+    }
+
+
 def transformers_twin(decoder: Decoder) -> BioGptForCausalLM:
     """transformers' BioGptForCausalLM with the decoder's weights, in evaluation mode."""
     twin = BioGptForCausalLM(BioGptConfig(**hf_config(decoder.config)))
-    missing, unexpected = twin.load_state_dict(to_hf(decoder.state_dict()), strict=False)
+    missing, unexpected = twin.load_state_dict(to_hf(decoder.state_dict(), decoder.config.vocab_size), strict=False)
     assert missing == ["output_projection.weight"] and not unexpected
     twin.tie_weights()
     return twin.eval()

@@ -20,6 +20,8 @@ def test_presets_have_the_published_parameter_counts(preset: str, vocab_size: in
         ({"num_attention_heads": 3}, "not divisible by num_attention_heads = 3"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
         ({"layerdrop": 1.0}, "layerdrop = 1.0"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing = True: choose from none, selective, full"),
+        ({"boundaries": "sentence"}, "boundaries = 'sentence': choose from none, document"),
         ({"hidden_dropout_prob": -0.1}, "hidden_dropout_prob = -0.1"),
     ],
 )

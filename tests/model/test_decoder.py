@@ -1,44 +1,41 @@
 """The decoder against transformers' BioGPT, and its own promises: layerdrop, recomputation, initialisation."""
 
+import itertools
 import math
+import shutil
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.decoder import Decoder, DecoderLayer, is_dropped
-from tests.model.shapes import small_config, small_decoder, transformers_twin
-
-SHAPES = [
-    {},
-    {"hidden_size": 32, "num_attention_heads": 1, "intermediate_size": 128},
-    {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 31, "num_hidden_layers": 1},
-    {"hidden_size": 64, "num_attention_heads": 16, "max_position_embeddings": 130, "vocab_size": 1000},
-]
+from model.decoder import EOS_ID, Decoder, DecoderLayer, is_dropped
+from model.hf import from_hf, to_hf
+from model.loss import compiled_chunk_loss
+from tests.model.shapes import random_shape, small_config, small_decoder, transformers_twin
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("short", [False, True])
-def test_logits_and_gradients_are_those_of_transformers(shape: dict[str, int], short: bool) -> None:
-    decoder = small_decoder(**shape)
-    twin, length = transformers_twin(decoder), 7 if short else decoder.config.max_position_embeddings
-    ids = torch.randint(0, decoder.config.vocab_size, (3, length))
+@pytest.mark.parametrize("seed", range(12))
+def test_logits_and_gradients_are_those_of_transformers(seed: int) -> None:
+    """Shapes drawn at random, a short and the full context."""
+    decoder = small_decoder(**random_shape(seed))
+    twin = transformers_twin(decoder)
+    for length in (7, decoder.config.max_position_embeddings):
+        ids = torch.randint(0, decoder.config.vocab_size, (3, length))
+        logits, expected = decoder.eval()(ids), twin(ids).logits
+        assert logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5, rtol=0)
 
-    logits, expected = decoder.eval()(ids), twin(ids).logits
-    assert torch.allclose(logits, expected, atol=1e-5, rtol=0)
-
-    decoder(ids[:, :-1], ids[:, 1:]).backward()
-    F.cross_entropy(twin(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
-    gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
-    for name, parameter in decoder.named_parameters():
-        assert parameter.grad is not None
-        if "qkv_proj" in name:
-            twins = [f"biogpt.{name.replace('qkv_proj', f'self_attn.{part}_proj')}" for part in "qkv"]
-        else:
-            twins = [f"biogpt.{name.replace('out_proj', 'self_attn.out_proj')}"]
-        wanted = torch.cat([gradients[twin_name] for twin_name in twins])  # type: ignore[misc]
-        assert torch.allclose(parameter.grad, wanted, atol=1e-4, rtol=1e-4), name
+        decoder.zero_grad()
+        twin.zero_grad()
+        decoder(ids[:, :-1], ids[:, 1:]).backward()
+        F.cross_entropy(twin(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+        wanted = from_hf({name: grad for name, p in twin.named_parameters() if (grad := p.grad) is not None})
+        for name, parameter in decoder.named_parameters():
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4), name
 
 
 def test_padding_on_the_right_changes_nothing_before_it() -> None:
@@ -48,20 +45,6 @@ def test_padding_on_the_right_changes_nothing_before_it() -> None:
     expected = transformers_twin(decoder)(padded, attention_mask=(padded != 1).long()).logits[:, :20]
     assert torch.allclose(decoder(padded)[:, :20], decoder(ids), atol=1e-5, rtol=0)
     assert torch.allclose(decoder(padded)[:, :20], expected, atol=1e-5, rtol=0)
-
-
-def test_loss_is_the_sum_over_targets_that_count() -> None:
-    decoder = small_decoder().eval()
-    ids, targets = torch.randint(4, 101, (2, 10)), torch.randint(4, 101, (2, 10))
-    targets[1, 3:] = -100
-    log_probabilities = decoder(ids).log_softmax(-1)
-    expected = sum(
-        -log_probabilities[row, position, target].item()
-        for row in range(2)
-        for position, target in enumerate(targets[row].tolist())
-        if target != -100
-    )
-    assert decoder(ids, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_layerdrop_skips_exactly_the_drawn_layers_and_none_in_evaluation() -> None:
@@ -87,36 +70,128 @@ def test_layerdrop_draws_at_its_rate_and_differently_for_each_step_micro_step_an
     assert not any(is_dropped(0.0, 1, step, 0, 0) for step in range(100))
 
 
+MODES = ("none", "selective", "full")
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputation_gives_the_same_bits(dropout: float) -> None:
-    changes: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    probabilities = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout")
+    changes: dict[str, Any] = dict.fromkeys(probabilities, dropout)
     ids = torch.randint(4, 101, (2, 11))
     gradients = []
-    for recompute in (False, True):
-        decoder = small_decoder(gradient_checkpointing=recompute, layerdrop=0.3, **changes)
+    for mode in MODES:
+        decoder = small_decoder(gradient_checkpointing=mode, layerdrop=0.3, **changes)
         torch.manual_seed(5)
         loss = decoder(ids[:, :-1], ids[:, 1:], step=1)
         loss.backward()
         # A layer that was dropped has no gradient.
         gradients.append([loss.detach(), *(p.grad for p in decoder.parameters() if p.grad is not None)])
-    assert len(gradients[0]) == len(gradients[1])
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    for other in gradients[1:]:
+        assert len(other) == len(gradients[0])
+        assert all(torch.equal(one, two) for one, two in zip(gradients[0], other, strict=True))
 
 
-def test_recomputation_keeps_less() -> None:
-    """What autograd saves for the backward pass, in bytes."""
-    ids, saved = torch.randint(4, 101, (4, 40)), []
-    for recompute in (False, True):
-        decoder, total = small_decoder(gradient_checkpointing=recompute, num_hidden_layers=6), [0]
+class Operations(TorchDispatchMode):
+    """Counts the operations that run, by name."""
 
-        def count(tensor: torch.Tensor, total: list[int] = total) -> torch.Tensor:
-            total[0] += tensor.nbytes
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_recomputation_keeps_less_and_selective_repeats_no_product() -> None:
+    ids, saved, counted = torch.randint(4, 101, (4, 40)), {}, {}
+    for mode in MODES:
+        decoder, kept = small_decoder(gradient_checkpointing=mode, num_hidden_layers=6), {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            decoder(ids[:, :-1], ids[:, 1:])
-        saved.append(total[0])
-    assert saved[1] < 0.5 * saved[0]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = decoder(ids[:, :-1], ids[:, 1:])
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
+        saved[mode] = sum(size for place, size in kept.items() if place not in parameters)
+        with Operations() as operations:
+            loss.backward()
+        counted[mode] = operations.counts
+    print(f"bytes kept for the backward pass: {saved}")
+    assert saved["full"] < 0.5 * saved["selective"] and saved["selective"] < 0.8 * saved["none"]
+    products = [name for name in counted["none"] if "mm" in name or "attention" in name]
+    assert products and all(counted["selective"][name] == counted["none"][name] for name in products)
+    assert counted["selective"]["native_layer_norm"] == 2 * 6 and counted["selective"]["gelu"] == 6
+    assert counted["full"]["addmm"] > counted["selective"]["addmm"]
+
+
+def test_documents_of_a_block_are_as_if_each_ran_alone() -> None:
+    """Logits and gradients, for blocks that begin inside a document and with one, by our decoder and transformers'."""
+    decoder = small_decoder(boundaries="document")
+    alone, twin = small_decoder(), transformers_twin(decoder)
+    ids = torch.randint(4, 101, (3, 40))
+    for row, column in [(0, 0), (0, 7), (0, 8), (1, 20), (1, 39), (2, 3)]:
+        ids[row, column] = EOS_ID
+    targets = torch.randint(4, 101, (3, 40))
+    total = torch.zeros(())
+    logits = decoder(ids)
+    for row in range(3):
+        cuts = [0, *(column for column in range(1, 40) if ids[row, column] == EOS_ID), 40]
+        for start, stop in itertools.pairwise(cuts):
+            piece = ids[row : row + 1, start:stop]
+            assert torch.allclose(logits[row, start:stop], alone(piece)[0], atol=1e-5, rtol=0)
+            assert torch.allclose(logits[row, start:stop], twin(piece).logits[0], atol=1e-5, rtol=0)
+            total = total + alone(piece, targets[row : row + 1, start:stop])
+    total.backward()
+    loss = decoder(ids, targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)
+    for one, other in zip(decoder.parameters(), alone.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.allclose(one.grad, other.grad, atol=1e-5)
+    assert not torch.allclose(alone(ids), logits, atol=1e-2)  # without boundaries it is another model
+
+
+def test_compiled_layers_give_the_same_and_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By dynamo and AOT autograd, without inductor's C++: all layers share one graph, in every recompute mode."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: real(function, backend="aot_eager", **more))
+    compiled_chunk_loss.cache_clear()
+    ids = torch.randint(4, 101, (2, 21))
+    for mode in MODES:
+        for boundaries in ("none", "document"):
+            torch._dynamo.reset()
+            counters["stats"].clear()
+            plain = small_decoder(gradient_checkpointing=mode, boundaries=boundaries)
+            compiled = small_decoder(gradient_checkpointing=mode, boundaries=boundaries)
+            compiled.compile_layers()
+            losses = [decoder(ids[:, :-1], ids[:, 1:], step=1) for decoder in (plain, compiled)]
+            for loss in losses:
+                loss.backward()
+            assert torch.allclose(*losses, rtol=1e-6)
+            for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+                assert (
+                    one.grad is not None and other.grad is not None and torch.allclose(one.grad, other.grad, atol=1e-5)
+                )
+            graphs = counters["stats"]["unique_graphs"]
+            assert graphs == 2, f"{mode}, {boundaries}: a layer and the loss are two graphs, not {graphs}"
+    compiled_chunk_loss.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_inductor_gives_the_same() -> None:
+    ids = torch.randint(4, 101, (2, 21))
+    plain, compiled = small_decoder(), small_decoder()
+    compiled.compile_layers()
+    losses = [decoder(ids[:, :-1], ids[:, 1:]) for decoder in (plain, compiled)]
+    for loss in losses:
+        loss.backward()
+    assert torch.allclose(*losses, rtol=1e-5)
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None and torch.allclose(one.grad, other.grad, atol=1e-4)
 
 
 def test_fairseq_initialisation_has_the_originals_statistics() -> None:
@@ -130,9 +205,9 @@ def test_fairseq_initialisation_has_the_originals_statistics() -> None:
     def spread(weight: torch.Tensor) -> float:
         return weight.std().item()
 
-    assert spread(decoder.embed_tokens.weight[2:]) == pytest.approx(256**-0.5, rel=0.02)
+    assert spread(decoder.embed_tokens.weight[2:2000]) == pytest.approx(256**-0.5, rel=0.02)
     assert spread(decoder.embed_positions.weight[2:]) == pytest.approx(256**-0.5, rel=0.05)
-    assert not decoder.embed_tokens.weight[1].any()
+    assert not decoder.embed_tokens.weight[1].any() and not decoder.embed_tokens.weight[2000:].any()
     for projection in layer.qkv_proj.weight.split(256):
         assert projection.abs().max().item() <= bound / math.sqrt(2)
         assert spread(projection) == pytest.approx(bound / math.sqrt(2) / math.sqrt(3), rel=0.02)
@@ -146,7 +221,11 @@ def test_hf_initialisation_has_transformers_statistics() -> None:
     decoder = Decoder(small_config(hidden_size=256, num_attention_heads=4, vocab_size=2000, initialization="hf"))
     twin = transformers_twin(Decoder(decoder.config))
     twin.init_weights()
-    for name, parameter in decoder.named_parameters():
-        if parameter.dim() == 2 and "qkv" not in name:
-            expected = dict(twin.named_parameters())["biogpt." + name.replace("out_proj", "self_attn.out_proj")]
-            assert parameter.std().item() == pytest.approx(expected.std().item(), rel=0.1), name
+    ours, theirs = to_hf(decoder.state_dict(), 2000), twin.state_dict()
+    for name, tensor in ours.items():
+        if tensor.dim() == 2:
+            assert tensor.std().item() == pytest.approx(theirs[name].std().item(), rel=0.1), name
+            assert tensor.mean().item() == pytest.approx(0.0, abs=1e-3), name
+        else:
+            assert torch.equal(tensor, theirs[name]), name
+    assert not ours["biogpt.embed_tokens.weight"][1].any() and not theirs["biogpt.embed_tokens.weight"][1].any()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpus import make_corpus
+from data.files import UserError
 from data.sample import write_sample
 from data.shards import make_shards
 from data.tokenizer import train_tokenizer
@@ -53,6 +54,15 @@ def zero_3_settings(folder: Path) -> list[str]:
 def run_case(chosen: list[str]) -> int:
     """Train the tiny recipe with these settings; the step it ended at."""
     return train(load_recipe("tiny", chosen)).step
+
+
+def refused_case(chosen: list[str]) -> str:
+    """The mistake that `run_case` names, "" where it runs."""
+    try:
+        run_case(chosen)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def metrics(run: Path, name: str) -> dict[int, Any]:

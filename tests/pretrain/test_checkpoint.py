@@ -17,7 +17,6 @@ from pretrain.checkpoint import (
     newest_checkpoint,
     prune,
     read_state,
-    read_tensors,
     verify_checkpoint,
 )
 from pretrain.recipe import data_identity, load_recipe
@@ -141,12 +140,12 @@ def test_a_checkpoint_cut_short_is_never_pointed_at(finished_run: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     writer = CheckpointWriter(run, 12)
-    writer.add("model", read_tensors(run / "checkpoints" / "step-0000008", "model"))
+    writer.add("model", load_file(run / "checkpoints" / "step-0000008" / "model.safetensors"))
     # Killed here: what is there has no manifest and is not the newest checkpoint.
     assert newest_checkpoint(run) == (run / "checkpoints" / "step-0000008", [])
     again = CheckpointWriter(run, 12)
     for kind in ("model", "exp_avg", "exp_avg_sq"):
-        again.add(kind, read_tensors(run / "checkpoints" / "step-0000008", kind))
+        again.add(kind, load_file(run / "checkpoints" / "step-0000008" / f"{kind}.safetensors"))
     again.finish({"step": 12})
     prune(run, keep_last=1, keep_every_steps=0, keep_best=False)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000012"]

@@ -97,11 +97,11 @@ def test_a_wrong_map_of_weights_is_found_and_nothing_appears(
     """q and k exchanged: the shapes fit, the model is another."""
     right = exports.to_hf
 
-    def exchanged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def exchanged(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
         names = {"q_proj": "v_proj", "v_proj": "q_proj"}
         return {
             next((name.replace(a, b) for a, b in names.items() if a in name), name): tensor
-            for name, tensor in right(state).items()
+            for name, tensor in right(state, vocab_size).items()
         }
 
     monkeypatch.setattr(exports, "to_hf", exchanged)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from data.files import UserError, seal, write_json
@@ -14,7 +16,7 @@ from launch.cli import app
 from pretrain import checkpoint as checkpoints
 from pretrain.checkpoint import CheckpointWriter, list_checkpoints, newest_checkpoint, prune, step_of
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import metrics, run_case, settings
+from tests.pretrain.runs import metrics, refused_case, run_case, settings
 from tests.ranks import Ranks
 
 MORE = ["train.steps=9", "checkpoint.every_steps=3", "checkpoint.keep_last=3", "evaluate.max_blocks=4"]
@@ -65,7 +67,7 @@ def test_a_kill_between_any_two_files_leaves_a_checkpoint_that_loads(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every rename, removal and creation of a folder while saving is made the last thing that happens."""
-    tensors = {kind: CheckpointTensors.of(run, kind) for kind in ("model", "exp_avg", "exp_avg_sq")}
+    tensors = {kind: written(run, kind) for kind in ("model", "exp_avg", "exp_avg_sq")}
 
     class Killed(BaseException):
         pass
@@ -108,14 +110,9 @@ def test_a_kill_between_any_two_files_leaves_a_checkpoint_that_loads(
     assert survived[-1] == 12 and survived.count(9) > 5 and len(list_checkpoints(copy)) == 1
 
 
-class CheckpointTensors:
-    """Tensors of a checkpoint of a run."""
-
-    @staticmethod
-    def of(run: Path, kind: str) -> Any:
-        from pretrain.checkpoint import read_tensors
-
-        return read_tensors(run / "checkpoints" / "step-0000009", kind)
+def written(run: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of one kind as they are in the run's last checkpoint."""
+    return load_file(run / "checkpoints" / "step-0000009" / f"{kind}.safetensors")
 
 
 def test_checkpoints_are_kept_by_rule(tmp_path: Path) -> None:
@@ -173,14 +170,6 @@ def test_other_shards_are_refused_by_name_unless_allowed(
     assert two_ranks.run(run_case, [*chosen, "data.allow_other=true"]) == [10, 10]
 
 
-def refused_case(chosen: list[str]) -> str:
-    try:
-        run_case(chosen)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 def test_a_first_loss_other_than_recorded_is_an_error(
     run: Path, one_rank: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
@@ -192,7 +181,7 @@ def test_a_first_loss_other_than_recorded_is_an_error(
     shutil.rmtree(newest)
     writer = CheckpointWriter(tmp_path / "run", 9)
     for kind in ("model", "exp_avg", "exp_avg_sq"):
-        writer.add(kind, CheckpointTensors.of(run, kind))
+        writer.add(kind, written(run, kind))
     writer.finish(state)
     chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, "train.steps=10", "train.micro_batch_size=8")
     with pytest.raises(AssertionError, match="the weights did not come back"):
@@ -200,7 +189,7 @@ def test_a_first_loss_other_than_recorded_is_an_error(
     state["probe"]["loss"] -= 0.01
     writer = CheckpointWriter(tmp_path / "run", 9)
     for kind in ("model", "exp_avg", "exp_avg_sq"):
-        writer.add(kind, CheckpointTensors.of(run, kind))
+        writer.add(kind, written(run, kind))
     writer.finish(state)
     assert one_rank.run(run_case, chosen) == [10]
     assert load_recipe("tiny", chosen).train.steps == 10
@@ -218,10 +207,10 @@ def test_a_checkpoint_that_reads_back_other_than_written_is_not_finished(
         return tensors
 
     writer = CheckpointWriter(tmp_path, 3)
-    writer.add("model", CheckpointTensors.of(run, "model"))
+    writer.add("model", written(run, "model"))
     monkeypatch.setattr(checkpoints, "load_file", lying)
     with pytest.raises(RuntimeError, match=r"layer_norm\.weight reads back other than it was written"):
-        writer.add("exp_avg", CheckpointTensors.of(run, "exp_avg"))
+        writer.add("exp_avg", written(run, "exp_avg"))
     assert list_checkpoints(tmp_path) == [] and newest_checkpoint(tmp_path) == (None, [])
 
 

@@ -1,7 +1,8 @@
-"""The loop: gradients that are not finite, fp16, spikes, weight decay."""
+"""The loop: gradients that are not finite, fp16, spikes, weight decay; compiled layers, boundaries of documents."""
 
 import contextlib
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from data.files import UserError
 from model.decoder import Decoder
-from pretrain.engine import build_engine, init_distributed, loss_scale
+from model.loss import compiled_chunk_loss
+from pretrain.engine import build_engine, compiles, init_distributed, loss_scale
+from pretrain.export import evaluate_folder, export
 from pretrain.metrics import spike_bound
 from pretrain.recipe import check_inputs, load_recipe
 from pretrain.train import train
@@ -145,3 +149,76 @@ def test_a_spike_stands_out_of_what_is_usual() -> None:
     assert max(usual) < spike_bound(usual) < 5.2
     noisy = [5.0 + 0.2 * (-1) ** step for step in range(100)]
     assert spike_bound(noisy) > 6.0
+
+
+def said_case(chosen: list[str], backend: str = "") -> str:
+    """What a run prints. backend: compile with this one of torch's instead of inductor, as if g++ were there."""
+    compiler, which, said = torch.compile, shutil.which, io.StringIO()
+    if backend:
+        torch.compile = lambda function, **more: compiler(function, backend=backend, **more)  # type: ignore[assignment]
+        shutil.which = lambda name: name  # type: ignore[assignment]
+        compiled_chunk_loss.cache_clear()
+        torch._dynamo.reset()
+    try:
+        with contextlib.redirect_stdout(said):
+            run_case(chosen)
+    finally:
+        torch.compile, shutil.which = compiler, which
+        compiled_chunk_loss.cache_clear()
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_compiled_run_trains_evaluates_and_resumes_as_an_eager_one(
+    stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    chosen = zero_3_settings(tmp_path) if stage == 3 else ["deepspeed.stage=1"]
+    more = [*chosen, "model.layerdrop=0.3", "evaluate.max_blocks=4", "checkpoint.every_steps=3"]
+    losses = {}
+    for name, backend in (("eager", ""), ("compiled", "aot_eager")):
+        shards, run = sample_folder / "shards", tmp_path / name
+        for steps in (3, 6):
+            compiled = [f"train.compile={str(bool(backend)).lower()}", f"train.steps={steps}"]
+            said = two_ranks.run(said_case, settings(shards, run, *more, *compiled), backend)[0]
+            assert f"; {name}, attention flash, recomputation none" in said.splitlines()[0]
+        losses[name] = [*metrics(run, "train/loss").values(), *metrics(run, "validation/loss").values()]
+    assert len(losses["eager"]) == 6 + 3
+    assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"train\.compile = true: g\+\+ is missing"):
+        compiles(load_recipe("tiny", ["train.compile=true"]))
+    assert not compiles(load_recipe("tiny"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not compiles(load_recipe("tiny"))  # a GPU, but no C compiler
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert compiles(load_recipe("tiny")) and not compiles(load_recipe("tiny", ["train.compile=false"]))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_inside_documents_is_another_and_its_export_agrees(
+    stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """transformers gives the recorded loss and the decoder's logits where it gets the documents' mask and positions."""
+    chosen = zero_3_settings(tmp_path) if stage == 3 else ["deepspeed.stage=1"]
+    shards, losses = sample_folder / "shards", {}
+    for boundaries in ("none", "document"):
+        run = tmp_path / boundaries
+        more = [*chosen, f"model.boundaries={boundaries}", "train.steps=4", "evaluate.max_blocks=6"]
+        said = two_ranks.run(said_case, settings(shards, run, *more))[0]
+        assert ("attention flash, document mask" in said) == (boundaries == "document")
+        losses[boundaries] = metrics(run, "train/loss")[1]
+    assert abs(losses["none"] - losses["document"]) > 1e-3
+    counts = export(tmp_path / "document", tmp_path / "hf")["counts"]
+    assert counts["held_out"]["loss"] == pytest.approx(metrics(tmp_path / "document", "validation/loss")[4], abs=1e-5)
+    folders = [tmp_path / "document", tmp_path / "hf"]
+    ours, theirs = (evaluate_folder(folder, shards, None, "test")["loss"] for folder in folders)
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"boundaries": "none"}))
+    (tmp_path / "hf" / "manifest.json").unlink()
+    assert evaluate_folder(tmp_path / "hf", shards, None, "test")["loss"] != pytest.approx(theirs, abs=1e-3)

@@ -1,0 +1,115 @@
+"""Causal attention by torch's fused kernels, over whole blocks or inside the documents packed into them.
+
+Which kernel, by rule:
+
+| device | boundaries | attention dropout | kernel |
+|---|---|---|---|
+| any | none | 0 | SDPA with `is_causal`: the fused one that torch prefers (cuDNN, flash, efficient; flash on a CPU) |
+| GPU | none | > 0 | the same |
+| GPU, half precision, head size a multiple of 8 | document | 0 | flash over sequences of variable length |
+| any other | document | any | SDPA with an exact boolean mask |
+| CPU | any | > 0 | SDPA's unfused one; its probabilities are recomputed in the backward pass, as fused kernels do |
+
+Letters in tensor names: B batch, T positions, N heads, D head size, S sequences.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import DecoderConfig
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Segments(NamedTuple):
+    """Where attention stays inside: one of the two tensors is None."""
+
+    mask_B1TT: Tensor | None
+    """True where the query (row) sees the key (column)."""
+    offsets_S: Tensor | None
+    """int32, where each sequence begins in the B x T tokens in a row, and their number at the end."""
+
+
+EVERYTHING = Segments(None, None)
+
+
+def takes_offsets(device: torch.device, dtype: torch.dtype, dropout: float, head_size: int) -> bool:
+    """Whether the kernel for sequences of variable length serves; it has no dropout."""
+    return device.type == "cuda" and dtype in HALF and dropout == 0 and head_size % 8 == 0
+
+
+def segment_positions(segments_BT: Tensor) -> Tensor:
+    """Position of each token in its segment, (B, T); a segment is a run of equal numbers."""
+    index_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    return index_T - torch.where(begins(segments_BT), index_T, 0).cummax(1).values
+
+
+def begins(segments_BT: Tensor) -> Tensor:
+    """True where a segment begins, (B, T)."""
+    first_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    first_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return first_BT
+
+
+def segment_mask(segments_BT: Tensor) -> Tensor:
+    """(B, 1, T, T): True where the key is of the query's segment and not after it."""
+    return (segments_BT[:, None, :, None] == segments_BT[:, None, None, :]).tril()
+
+
+def segment_offsets(segments_BT: Tensor) -> Tensor:
+    """(S + 1,) int32: where each segment begins in the B x T tokens in a row, and B x T."""
+    return F.pad(begins(segments_BT).flatten().nonzero().flatten(), (0, 1), value=segments_BT.numel()).int()
+
+
+def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype, length: int) -> str:
+    """The kernel that serves a training step with blocks of `length` tokens: torch is asked, not assumed."""
+    dropout, heads = config.attention_probs_dropout_prob, config.num_attention_heads
+    head_size = config.hidden_size // heads
+    masked = config.boundaries == "document"
+    if masked and takes_offsets(device, dtype, dropout, head_size):
+        return "flash over variable lengths"
+    sample = torch.empty(1, heads, length, head_size, device=device, dtype=dtype, requires_grad=True)
+    mask = torch.ones(1, 1, length, length, device=device, dtype=torch.bool) if masked else None
+    chosen = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage]
+        sample, sample, sample, mask, dropout, not masked
+    )
+    name = SDPBackend(chosen).name.lower().removesuffix("_attention")
+    recomputed = dropout > 0 and device.type == "cpu"
+    return f"{name}{', recomputed' * recomputed}{', document mask' * masked}"
+
+
+def attend(
+    query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: Segments, dropout: float, recompute: bool
+) -> Tensor:
+    """Causal attention, (B, T, N, D). recompute: keep no probabilities for the backward pass where the kernel would."""
+    if segments.offsets_S is not None:
+        return _attend_offsets(query_BTND, key_BTND, value_BTND, segments.offsets_S)  # pyright: ignore[reportCallIssue]
+    arguments = (query_BTND, key_BTND, value_BTND, segments.mask_B1TT, dropout)
+    if recompute and dropout > 0 and query_BTND.device.type == "cpu" and torch.is_grad_enabled():
+        return checkpoint(_attend, *arguments, use_reentrant=False)  # type: ignore[return-value]
+    return _attend(*arguments)
+
+
+def _attend(
+    query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, mask_B1TT: Tensor | None, dropout: float
+) -> Tensor:
+    query_BNTD, key_BNTD, value_BNTD = (tensor.transpose(1, 2) for tensor in (query_BTND, key_BTND, value_BTND))
+    out_BNTD = F.scaled_dot_product_attention(
+        query_BNTD, key_BNTD, value_BNTD, attn_mask=mask_B1TT, dropout_p=dropout, is_causal=mask_B1TT is None
+    )
+    return out_BNTD.transpose(1, 2)
+
+
+@torch.compiler.disable  # the number of documents changes with each batch: nothing is compiled anew for it
+def _attend_offsets(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, offsets_S: Tensor) -> Tensor:
+    batch, length = query_BTND.shape[:2]
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query_BTND, key_BTND, value_BTND))
+    out = varlen_attn(query, key, value, offsets_S, offsets_S, length, length, window_size=(-1, 0))
+    assert isinstance(out, Tensor)
+    return out.unflatten(0, (batch, length))

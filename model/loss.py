@@ -1,0 +1,93 @@
+"""Cross entropy on the tied head without ever holding all logits.
+
+Rows are taken in chunks: logits of a chunk, its loss, and at once its gradients of the hidden states and the weight,
+so that nothing of the size of the vocabulary outlives a chunk (as Liger's fused linear cross entropy, Hsu et al. 2024).
+
+Letters in tensor names: R rows (positions of all blocks), H hidden size, V vocabulary padded.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits of a chunk. On a GPU large enough that adding up the weight's gradient costs little beside the products."""
+ChunkLoss = Callable[..., tuple[Tensor, ...]]
+
+
+def linear_cross_entropy(
+    hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, compiled: bool = False
+) -> Tensor:
+    """Summed negative log-likelihood in nats of targets under softmax(hidden @ weight.T), a scalar in fp32.
+
+    Columns of the weight from `vocabulary` on never enter the softmax. Targets of -100 do not count.
+    """
+    needs_gradient = torch.is_grad_enabled() and (hidden_RH.requires_grad or weight_VH.requires_grad)
+    chunk = compiled_chunk_loss() if compiled else chunk_loss
+    if needs_gradient:
+        return _LinearCrossEntropy.apply(hidden_RH, weight_VH, targets_R, vocabulary, chunk)  # type: ignore[return-value]
+    total = torch.zeros((), device=hidden_RH.device)
+    for rows in chunks(hidden_RH, weight_VH):
+        total += chunk(hidden_RH[rows], weight_VH, targets_R[rows], vocabulary, False)[0]
+    return total
+
+
+def chunks(hidden_RH: Tensor, weight_VH: Tensor) -> list[slice]:
+    """The rows of each chunk, all but the last of one size."""
+    size = max(CHUNK_LOGITS[hidden_RH.device.type] // len(weight_VH), 1)
+    return [slice(start, start + size) for start in range(0, len(hidden_RH), size)]
+
+
+def chunk_loss(
+    hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, gradients: bool
+) -> tuple[Tensor, ...]:
+    """Loss of some rows in fp32; with `gradients` also those of hidden states and weight, in their precision."""
+    counts_R1 = (targets_R != IGNORED)[:, None]
+    columns_R1 = targets_R[:, None].clamp(min=0)
+    logits_RV = (hidden_RH @ weight_VH.T).float()
+    logits_RV[:, vocabulary:] = -torch.inf
+    log_softmax_RV = logits_RV.log_softmax(-1)
+    loss = -(log_softmax_RV.gather(1, columns_R1) * counts_R1).sum()
+    if not gradients:
+        return (loss,)
+    del logits_RV
+    slopes_RV = log_softmax_RV.exp_()
+    slopes_RV.scatter_add_(1, columns_R1, torch.full_like(columns_R1, -1, dtype=slopes_RV.dtype))
+    slopes_RV = slopes_RV.mul_(counts_R1).to(hidden_RH.dtype)
+    return loss, slopes_RV @ weight_VH, slopes_RV.T @ hidden_RH
+
+
+@cache
+def compiled_chunk_loss() -> ChunkLoss:
+    """`chunk_loss` by inductor, compiled once for all decoders."""
+    return torch.compile(chunk_loss, dynamic=False)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, chunk: ChunkLoss
+    ) -> Tensor:
+        total = torch.zeros((), device=hidden_RH.device)
+        hidden_gradient_RH = torch.empty_like(hidden_RH)
+        weight_gradient_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # chunks add up without rounding
+        for rows in chunks(hidden_RH, weight_VH):
+            loss, of_hidden, of_weight = chunk(hidden_RH[rows], weight_VH, targets_R[rows], vocabulary, True)
+            total += loss
+            hidden_gradient_RH[rows] = of_hidden
+            weight_gradient_VH += of_weight
+        ctx.save_for_backward(hidden_gradient_RH, weight_gradient_VH)
+        ctx.dtype = weight_VH.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
+        hidden_gradient_RH, weight_gradient_VH = ctx.saved_tensors
+        scaled_VH = torch.empty_like(weight_gradient_VH, dtype=ctx.dtype)
+        torch.mul(weight_gradient_VH, slope, out=scaled_VH)  # no second fp32 copy
+        scaled_RH = (hidden_gradient_RH.float() * slope).to(hidden_gradient_RH.dtype)  # slope is no number of bf16
+        return scaled_RH, scaled_VH, None, None, None

@@ -1,0 +1,84 @@
+"""Weights that a new run begins with: an HF folder, or a file of safetensors, of torch or of fairseq."""
+
+import argparse
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
+from model.decoder import Decoder
+from model.hf import EMBEDDING, from_hf
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""What transformers calls the weights in a folder; the first that is there is taken."""
+
+
+def load_weights(decoder: Decoder, path: Path, tokenizer: Path) -> None:
+    """Load all weights of the decoder from `path`.
+
+    tokenizer: the folder of the run's own; one beside the weights has to be the same. Raises UserError that names what
+    does not fit.
+    """
+    if path.is_dir():
+        check_tokenizer(path, tokenizer)
+    try:
+        given = read_weights(path)
+        rows = {name: len(tensor) for name, tensor in given.items() if name.endswith(EMBEDDING)}
+        converted = from_hf(given)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    wrong = [(name, count) for name, count in rows.items() if count != decoder.config.vocab_size]
+    if wrong:
+        raise UserError(
+            f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, the shards' vocabulary {decoder.config.vocab_size} words"
+        )
+    wanted = decoder.state_dict()
+    for name in [*wanted, *converted]:
+        if name not in converted or name not in wanted:
+            what = "is missing" if name in wanted else "is not part of the model"
+            raise UserError(f"{path}: {name} {what}; choose the model.preset and shape of these weights")
+        found, expected = tuple(converted[name].shape), tuple(wanted[name].shape)
+        if found != expected:
+            raise UserError(
+                f"{path}: {name} is of shape {found}, this model's of {expected}; choose the model.preset and shape of"
+                " these weights"
+            )
+    decoder.load_state_dict(converted)
+
+
+def check_tokenizer(folder: Path, tokenizer: Path) -> None:
+    """UserError where the folder's manifest or its tokenizer, where it has them, do not fit."""
+    if (folder / MANIFEST).is_file():
+        verify_files(folder, read_manifest(folder, "hf"))
+    for name in ("vocab.json", "merges.txt"):
+        if (folder / name).is_file() and sha256(folder / name) != sha256(tokenizer / name):
+            raise UserError(f"{folder}: made with another tokenizer than {tokenizer} ({name} differs)")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a folder or file, by the names they have there."""
+    if path.is_dir():
+        found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: has no weights ({' or '.join(WEIGHT_FILES)})")
+        if found.suffix != ".json":
+            return read_weights(found)
+        parts = sorted(set(read_json(found)["weight_map"].values()))
+        return {name: tensor for part in parts for name, tensor in read_weights(path / part).items()}
+    if not path.is_file():
+        raise UserError(f"model.weights = {path}: no such file or folder")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's settings, beside its weights
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: torch reads no weights from it ({str(error).splitlines()[0]})") from None
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds no state dict")
+    return state

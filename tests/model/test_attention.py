@@ -1,0 +1,113 @@
+"""Segments by a plain loop; the rule of kernels; the variable-length kernel's call, with a plain one in its place."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model.attention
+from model.attention import (
+    EVERYTHING,
+    Segments,
+    attend,
+    kernel_name,
+    segment_mask,
+    segment_offsets,
+    segment_positions,
+    takes_offsets,
+)
+from tests.model.shapes import small_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_segments_are_those_of_a_plain_loop() -> None:
+    torch.manual_seed(0)
+    for _ in range(50):
+        segments = (torch.rand(3, 17) < 0.2).cumsum(1)
+        positions, offsets, mask = torch.zeros(3, 17), [], torch.zeros(3, 1, 17, 17, dtype=torch.bool)
+        for row in range(3):
+            start = 0
+            for column in range(17):
+                if column == 0 or segments[row, column] != segments[row, column - 1]:
+                    start = column
+                    offsets.append(17 * row + column)
+                positions[row, column] = column - start
+                mask[row, 0, column, start : column + 1] = True
+        assert torch.equal(segment_positions(segments), positions.long())
+        assert torch.equal(segment_mask(segments), mask)
+        assert segment_offsets(segments).tolist() == [*offsets, 51]
+        assert segment_offsets(segments).dtype == torch.int32
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "dropout", "head_size", "taken"),
+    [
+        (GPU, torch.bfloat16, 0.0, 64, True),
+        (GPU, torch.float16, 0.0, 64, True),
+        (GPU, torch.float32, 0.0, 64, False),
+        (GPU, torch.bfloat16, 0.1, 64, False),
+        (GPU, torch.bfloat16, 0.0, 12, False),
+        (CPU, torch.bfloat16, 0.0, 64, False),
+    ],
+)
+def test_the_variable_length_kernel_serves_where_it_can(
+    device: torch.device, dtype: torch.dtype, dropout: float, head_size: int, taken: bool
+) -> None:
+    assert takes_offsets(device, dtype, dropout, head_size) is taken
+
+
+def test_offsets_give_what_the_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs on GPUs alone; a loop over the sequences stands in for it and checks what it is given."""
+
+    def plain_varlen(
+        query: Any, key: Any, value: Any, offsets_q: Any, offsets_k: Any, *lengths: int, **more: Any
+    ) -> Any:
+        assert query.shape == (40, 5, 12) and more == {"window_size": (-1, 0)} and min(lengths) >= 20
+        assert offsets_q is offsets_k and offsets_q.dtype == torch.int32
+        pieces = []
+        for start, stop in itertools.pairwise(offsets_q):
+            parts = [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
+            pieces.append(F.scaled_dot_product_attention(*parts, is_causal=True).transpose(0, 1))
+        return torch.cat(pieces)
+
+    monkeypatch.setattr(model.attention, "varlen_attn", plain_varlen)
+    query, key, value = torch.randn(3, 2, 20, 5, 12)
+    segments = (torch.rand(2, 20) < 0.2).cumsum(1)
+    by_offsets = attend(query, key, value, Segments(None, segment_offsets(segments)), 0.0, True)
+    by_mask = attend(query, key, value, Segments(segment_mask(segments), None), 0.0, True)
+    assert torch.allclose(by_offsets, by_mask, atol=1e-6)
+
+
+def test_dropout_on_a_cpu_keeps_no_probabilities() -> None:
+    """Probabilities are T x T; what is kept for the backward pass is T x D."""
+    query, key, value = (torch.randn(1, 200, 2, 8, requires_grad=True) for _ in range(3))
+    largest = {}
+    for recompute in (True, False):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            attend(query, key, value, EVERYTHING, 0.1, recompute)
+        largest[recompute] = max(sizes)
+    assert largest == {True: 200 * 2 * 8, False: 200 * 200 * 2}
+
+
+def test_dropout_is_of_the_probabilities() -> None:
+    """Of many draws the mean is the attention without dropout, and each draw is another."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 12, 2, 8).expand(3, 4000, 12, 2, 8)
+    draws = attend(query, key, value, EVERYTHING, 0.3, True)
+    assert not torch.equal(draws[0], draws[1])
+    assert torch.allclose(draws.mean(0), attend(query, key, value, EVERYTHING, 0.0, True)[0], atol=0.08)
+
+
+def test_the_kernel_is_named() -> None:
+    plain, dropout = small_config(), small_config(attention_probs_dropout_prob=0.1)
+    documents = small_config(boundaries="document")
+    assert kernel_name(plain, CPU, torch.float32, 40) == "flash"
+    assert kernel_name(dropout, CPU, torch.bfloat16, 40) == "math, recomputed"
+    assert kernel_name(documents, CPU, torch.float32, 40) == "flash, document mask"
+    assert kernel_name(
+        small_config(boundaries="document", num_attention_heads=3, hidden_size=72), GPU, torch.bfloat16, 40
+    ) == ("flash over variable lengths")

@@ -1,0 +1,132 @@
+"""The chunked loss against torch's plain one; what it holds at once; the padding of the vocabulary."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import model.config
+import model.loss
+from model.decoder import Decoder
+from model.loss import chunks, linear_cross_entropy
+from tests.model.shapes import small_config, small_decoder
+
+
+def problem(rows: int = 50, width: int = 24, vocabulary: int = 101) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, a weight padded to 128 rows whose padding is not zero, targets with some that do not count."""
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(rows, width), torch.randn(128, width)
+    targets = torch.randint(0, vocabulary, (rows,))
+    targets[::7] = -100
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 128 * 7, 128 * 50, 2**24])
+def test_loss_and_gradients_are_those_of_the_plain_one(logits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of 1, 7 and all rows; scaled as the loop scales it."""
+    monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", logits_at_once)
+    hidden, weight, targets = problem()
+    loss = linear_cross_entropy(hidden, weight, targets, 101)
+    (loss / 37).backward()
+    plain_hidden, plain_weight, _ = problem()
+    plain = F.cross_entropy(plain_hidden @ plain_weight[:101].T, targets, reduction="sum")
+    (plain / 37).backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert hidden.grad is not None and weight.grad is not None
+    assert plain_hidden.grad is not None and plain_weight.grad is not None
+    assert torch.allclose(hidden.grad, plain_hidden.grad, atol=1e-6)
+    assert torch.allclose(weight.grad, plain_weight.grad, atol=1e-6)
+    assert not weight.grad[101:].any()
+    with torch.no_grad():
+        assert linear_cross_entropy(hidden, weight, targets, 101).item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_in_bf16_gradients_are_as_near_to_fp32s_as_the_plain_ones() -> None:
+    exact_hidden, exact_weight, targets = problem(400)
+    F.cross_entropy(exact_hidden @ exact_weight[:101].T, targets, reduction="sum").div(1000).backward()
+    errors = []
+    for fused in (True, False):
+        hidden, weight = (tensor.detach().bfloat16().requires_grad_() for tensor in (exact_hidden, exact_weight))
+        if fused:
+            loss = linear_cross_entropy(hidden, weight, targets, 101)
+        else:
+            loss = F.cross_entropy((hidden @ weight[:101].T).float(), targets, reduction="sum")
+        loss.div(1000).backward()
+        assert hidden.grad is not None and weight.grad is not None and weight.grad.dtype == torch.bfloat16
+        assert exact_hidden.grad is not None and exact_weight.grad is not None
+        errors.append(
+            [
+                (hidden.grad.float() - exact_hidden.grad).norm() / exact_hidden.grad.norm(),
+                (weight.grad.float() - exact_weight.grad).norm() / exact_weight.grad.norm(),
+            ]
+        )
+    assert all(ours < 1.1 * plain for ours, plain in zip(*errors, strict=True)), errors
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any operation's result has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_no_more_logits_than_a_chunk_are_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", 128 * 64)
+    hidden, weight, targets = problem(640)
+    with Largest() as ours:
+        linear_cross_entropy(hidden, weight, targets, 101).backward()
+    with Largest() as plain:
+        F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
+    assert plain.numbers == 640 * 128
+    assert ours.numbers <= max(128 * 64, hidden.numel(), weight.numel()) < plain.numbers / 4
+    assert [rows.stop - rows.start for rows in chunks(hidden, weight)] == [64] * 10
+
+
+def test_a_padded_vocabulary_trains_as_an_unpadded_one_and_its_padding_stays_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten steps of AdamW with weight decay; 101 words in 128 rows beside 101 rows."""
+    padded = Decoder(small_config())
+    state = {name: tensor.clone() for name, tensor in padded.state_dict().items()}
+    monkeypatch.setattr(model.config, "VOCABULARY_MULTIPLE", 1)
+    unpadded = Decoder(small_config())
+    assert unpadded.embed_tokens.weight.shape == (101, 60)
+    unpadded.load_state_dict(state | {"embed_tokens.weight": state["embed_tokens.weight"][:101]})
+    losses = []
+    for decoder in (padded, unpadded):
+        optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2, weight_decay=0.1)
+        generator = torch.Generator().manual_seed(4)
+        losses.append([])
+        for _ in range(10):
+            ids = torch.randint(4, 101, (4, 21), generator=generator)
+            loss = decoder(ids[:, :-1], ids[:, 1:]) / 80
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5) and losses[0][-1] < losses[0][0] - 0.1
+    assert not padded.embed_tokens.weight[101:].any()
+    assert torch.allclose(padded.embed_tokens.weight[:101], unpadded.embed_tokens.weight, atol=1e-4)
+
+
+def test_the_decoders_loss_is_the_sum_over_targets_that_count() -> None:
+    decoder = small_decoder().eval()
+    ids, targets = torch.randint(4, 101, (2, 10)), torch.randint(4, 101, (2, 10))
+    targets[1, 3:] = -100
+    log_probabilities = decoder(ids).log_softmax(-1)
+    expected = sum(
+        -log_probabilities[row, position, target].item()
+        for row in range(2)
+        for position, target in enumerate(targets[row].tolist())
+        if target != -100
+    )
+    assert decoder(ids, targets).item() == pytest.approx(expected, rel=1e-5)
