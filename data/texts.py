@@ -44,8 +44,8 @@ def fetch_hub_files(url: str) -> list[Path]:
     """
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetsError
+    from httpx2 import HTTPError
     from huggingface_hub import HfFileSystem, hf_hub_download
-    from huggingface_hub.errors import HTTPError
 
     name, _, configuration = url.removeprefix(HUB).partition("#")
     try:
