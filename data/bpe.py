@@ -48,12 +48,14 @@ class Segmenter:
         """
         never, rank_of = len(self._ranks), self._ranks.get
         symbols = [*word[:-1], word[-1] + END_OF_WORD]
-        ranks = [rank_of(pair, never) for pair in pairwise(symbols)]
-        while ranks and (best := min(ranks)) < never:
+        ranks = [*(rank_of(pair, never) for pair in pairwise(symbols)), never]  # of each symbol and the next
+        while (best := min(ranks)) < never:
             while best in ranks:
                 at = ranks.index(best)
-                symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+                symbols[at] += symbols.pop(at + 1)
                 del ranks[at]
-                for left in range(max(at - 1, 0), min(at + 1, len(ranks))):
-                    ranks[left] = rank_of((symbols[left], symbols[left + 1]), never)
+                if at > 0:
+                    ranks[at - 1] = rank_of((symbols[at - 1], symbols[at]), never)
+                if at + 1 < len(symbols):
+                    ranks[at] = rank_of((symbols[at], symbols[at + 1]), never)
         return symbols
