@@ -130,21 +130,35 @@ def tokenizer(
 
 @app.command()
 def shards(
-    corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
-    tokenizer: Annotated[Path, typer.Option(help="Folder written by `biogpt tokenizer`.")],
-    out: Out,
+    corpus: Annotated[Path | None, typer.Argument(help="Folder written by `biogpt corpus`.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder written by `biogpt tokenizer`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; it appears whole or not at all.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Compare every file of these shards with its sha256.")] = None,
     workers: Processes = 1,
     cluster: Address = "",
     part: Element = "",
 ) -> None:
-    """Tokenize a corpus into Megatron's .bin and .idx files.
+    """Tokenize a corpus into Megatron's .bin and .idx files; or verify shards that are there.
 
-    Example: `biogpt shards corpus/ --tokenizer tokenizer/ --out shards/`
+    Example: `biogpt shards corpus/ --tokenizer tokenizer/ --out shards/`, `biogpt shards --verify shards/`
     """
+    from data.files import read_manifest
+    from data.indexed import token_dtype
     from data.shards import make_shards
 
+    if verify:
+        if corpus or tokenizer or out:
+            raise UserError("--verify DIR goes alone: it reads shards and writes nothing")
+        manifest = read_manifest(verify, "shards")
+        verify_files(verify, manifest)
+        print(f"{verify}: {len(manifest['files'])} files, each with the sha256 of its manifest")
+        return
+    if not (corpus and tokenizer and out):
+        raise UserError("shards: name the CORPUS, --tokenizer and --out; or --verify DIR")
     counts = make_shards(corpus, tokenizer, out, where(workers, cluster, part))["counts"]
     train = counts["train"]
+    if (dtype := token_dtype(counts["vocabulary"])).itemsize > 2:
+        print(f"vocabulary of {counts['vocabulary']:,}: too large for 2 bytes, a token takes 4 ({dtype})")
     print(f"{out}: {train['documents']:,} training documents, {train['tokens']:,} tokens, {train['shards']} shards")
 
 

@@ -2,13 +2,9 @@
 
 import gzip
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import unicodedata
 from collections.abc import Sequence
@@ -29,8 +25,9 @@ from data.corpus import SPLITS, list_files, make_corpus
 from data.files import ShareDone, TasksFailed, UserError, verify_files
 from data.workers import Cluster, JobArray
 from tests.data.citations import Record, citation, citation_xml, deletion, read_with_elementtree, write_file
+from tests.data.killed import kill_at_call
 from tests.data.reference import splitmix64
-from tests.shared import NLM, ROOT, needs_shared
+from tests.shared import NLM, needs_shared
 
 PLAIN = load_corpus_settings(None, [f"corpus.{rule}=false" for rule in (*cleaning_switches(CLEAN), "drop_retracted")])
 
@@ -541,41 +538,21 @@ def test_malformed_real_files_are_named_and_make_no_corpus(name: str, tmp_path: 
     assert not (tmp_path / "corpus").exists() and not list(tmp_path.glob("*/*/manifest.json"))
 
 
-def killed_in(folder: Path, module: str, step: str, call: int) -> None:
-    """The corpus of `folder`/raw, by a process that ends by `kill -9` where it calls a step for the so-manieth time."""
-    script = (
-        f"import os; from data import corpus, files; from pathlib import Path; step = {module}.{step}; calls = []\n"
-        f"def killed(*arguments):\n"
-        f"    calls.append(arguments)\n"
-        f"    if len(calls) == {call}: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
-        f"    return step(*arguments)\n"
-        f"{module}.{step} = killed\n"
-        f"corpus.make_corpus([Path('raw')], Path('corpus'), 0.2, 0.2, workers=1)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (folder / "corpus").exists() and list(folder.glob("corpus.parts/*"))
-
-
 @pytest.mark.parametrize(
-    ("module", "step", "call"),
-    [
-        ("corpus", "write_part", 2),
-        ("corpus", "choose_rows", 1),
-        ("corpus", "write_piece", 1),
-        ("files", "write_manifest", 1),
-    ],
+    ("step", "call"),
+    [("corpus.write_part", 2), ("corpus.choose_rows", 1), ("corpus.write_piece", 1), ("files.write_manifest", 1)],
 )
 def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
-    module: str, step: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [[citation(pmid, f"Title {pmid}.") for pmid in range(start, start + 50)] for start in (1, 30, 60)]
     build(tmp_path, files, 0.2, 0.2)
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "raw", again / "raw")
-    killed_in(again, module, step, call)
-    if step == "write_manifest":  # all is written by then, and not again
+    code = "from data.corpus import make_corpus; make_corpus([Path('raw')], Path('corpus'), 0.2, 0.2, workers=1)"
+    kill_at_call(again, step, call, code)
+    assert not (again / "corpus").exists() and list(again.glob("corpus.parts/*"))
+    if step == "files.write_manifest":  # all is written by then, and not again
         monkeypatch.setattr(corpus_module, "write_piece", lambda *_: 1 / 0)
     make_corpus([again / "raw"], again / "corpus", 0.2, 0.2, workers=1)
     assert content(again / "corpus") == content(tmp_path / "corpus")

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from data.sample import write_sample
 from data.shards import make_shards
 from data.tokenizer import EOS_ID, SPECIAL_TOKENS, write_tokenizer_files
 from tests.data.citations import citation, write_file
+from tests.data.killed import kill_after, kill_at_call, start
 from tests.data.reference import megatron_documents, splitmix64
 
 
@@ -130,6 +132,45 @@ def test_the_same_bytes_with_two_workers_whatever_the_corpuss_files(sample_folde
     assert {name: data for name, data in content(pieces / "workers1").items() if name != "manifest.json"} == {
         name: data for name, data in one_file.items() if name != "manifest.json"
     }
+
+
+@pytest.mark.parametrize(
+    ("step", "call"), [("shards.tokenize_rows", 3), ("shards.write_index", 2), ("shards._gather", 2)]
+)
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
+    step: str, call: int, sample_folder: Path, pieces: Path, tmp_path: Path
+) -> None:
+    arguments = (pieces / "corpus", sample_folder / "tokenizer", tmp_path / "shards")
+    paths = ", ".join(f"Path({str(path)!r})" for path in arguments)
+    kill_at_call(tmp_path, step, call, f"from data.shards import make_shards; make_shards({paths}, 1)")
+    assert not (tmp_path / "shards").exists() and list(tmp_path.glob("shards.parts/*"))
+    make_shards(*arguments, workers=1)
+    make_shards(*arguments[:2], tmp_path / "whole", workers=1)
+    assert content(tmp_path / "shards") == content(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["tokenizer", "shards"])
+def test_kill_9_at_ten_moments_ends_in_the_same_bytes(
+    command: str, pieces: Path, sample_folder: Path, tmp_path: Path
+) -> None:
+    """Moments drawn over all the time that the command takes."""
+    more = [] if command == "tokenizer" else ["--tokenizer", str(sample_folder / "tokenizer")]
+    arguments = [command, str(pieces / "corpus"), "--out", command, "--workers", "2", *more]
+    (tmp_path / "whole").mkdir()
+    before = time.monotonic()
+    assert start(tmp_path / "whole", *arguments).wait() == 0
+    lasted, rng, unfinished = time.monotonic() - before, random.Random(1), 0
+    for trial in range(10):
+        place = tmp_path / str(trial)
+        place.mkdir()
+        kill_after(rng.uniform(0.2, 0.98) * lasted, start(place, *arguments))
+        unfinished += not (place / command / "manifest.json").exists()
+        assert start(place, *arguments).wait() == 0
+        assert content(place) == content(tmp_path / "whole")
+    print(f"{command}: 10 kills over {lasted:.1f} s, {unfinished} before it had finished, the same bytes")
+    assert unfinished > 5
 
 
 def test_many_shards_hold_what_one_holds(sample_folder: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:

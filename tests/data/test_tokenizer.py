@@ -22,6 +22,7 @@ from data.files import UserError
 from data.sample import write_sample
 from data.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, make_vocabulary, train_tokenizer, write_tokenizer_files
 from tests.data.citations import citation, write_file
+from tests.data.killed import kill_at_call
 from tests.data.nasty import nasty
 from tests.data.reference import texts_of
 from tests.shared import NLM, SHARED, needs_shared
@@ -301,6 +302,24 @@ def test_the_same_bytes_with_two_workers(tmp_path: Path, monkeypatch: pytest.Mon
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
     assert names == ["manifest.json", "merges.txt", "tokenizer_config.json", "vocab.json"]
     assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize(("step", "call"), [("tokenizer.count_words", 2), ("tokenizer.learn_merges", 1)])
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
+    step: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.corpus.ROWS_PER_FILE", 40)
+    write_sample(tmp_path / "raw", citations=100)
+    make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.05, 0.05, workers=1)
+    arguments = "merges=50, min_count=1, workers=1"
+    code = f"from data.tokenizer import train_tokenizer; train_tokenizer(Path('corpus'), Path('killed'), {arguments})"
+    kill_at_call(tmp_path, step, call, code)
+    assert not (tmp_path / "killed").exists() and list(tmp_path.glob("killed.parts/*/manifest.json"))
+    for name in ("killed", "whole"):
+        train_tokenizer(tmp_path / "corpus", tmp_path / name, merges=50, min_count=1, workers=1)
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "killed").iterdir()) and len(files) >= 4
+    assert all((tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files)
 
 
 def test_wrong_requests_and_damaged_folders_are_refused(folder: Path, tmp_path: Path) -> None:

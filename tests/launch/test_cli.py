@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from data.corpus import make_corpus
 from data.files import UserError
+from data.sample import write_sample
+from data.tokenizer import SPECIAL_TOKENS, write_tokenizer_files
 from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
@@ -189,3 +192,31 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         main()
     assert not issubclass(ZeroDivisionError, UserError)
+
+
+def test_shards_are_verified(
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped bit in any file, the manifest's too, is found and named."""
+    shards = shutil.copytree(sample_folder / "shards", tmp_path / "shards")
+    result = CliRunner().invoke(app, ["shards", "--verify", str(shards)])
+    assert result.exit_code == 0 and result.output.startswith(f"{shards}: 12 files"), result.output
+    for path in [path for path in shards.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+        assert f"{path}: " in mistake(["shards", "--verify", str(shards)], capsys, monkeypatch)
+        path.write_bytes(whole)
+    assert "goes alone" in mistake(["shards", "corpus", "--verify", str(shards)], capsys, monkeypatch)
+    assert "name the CORPUS" in mistake(["shards", "corpus", "--out", "out"], capsys, monkeypatch)
+
+
+def test_tokens_of_four_bytes_are_announced(tmp_path: Path) -> None:
+    tokenizer, corpus = tmp_path / "tokenizer", tmp_path / "corpus"
+    tokenizer.mkdir()
+    names = [*SPECIAL_TOKENS, *(f"madeupword{index:05d}" for index in range(65_532))]
+    write_tokenizer_files(tokenizer, {token: index for index, token in enumerate(names)}, [])
+    write_sample(tmp_path / "raw", citations=20)
+    make_corpus([tmp_path / "raw"], corpus, 0, 0, workers=1)
+    command = ["shards", str(corpus), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "shards")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "vocabulary of 65,536" in result.output and "int32" in result.output

@@ -1,0 +1,45 @@
+"""Commands that are killed: at a call of one of their steps, or at a moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.shared import ROOT
+
+
+def kill_at_call(folder: Path, step: str, call: int, code: str) -> None:
+    """Run Python code in a folder; kill -9 ends it where it calls a step ("corpus.write_part") the so-manieth time."""
+    module, name = step.split(".")
+    script = (
+        f"import os; from data import corpus, files, shards, tokenizer; from pathlib import Path\n"
+        f"step, calls = {step}, []\n"
+        f"def killed(*arguments):\n"
+        f"    calls.append(arguments)\n"
+        f"    if len(calls) == {call}: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        f"    return step(*arguments)\n"
+        f"{module}.{name} = killed\n{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=_environment(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[Any]:
+    """`biogpt ARGUMENTS` in a folder, in a process group of its own, without output."""
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True, **quiet)
+
+
+def kill_after(seconds: float, process: subprocess.Popen[Any]) -> None:
+    """kill -9 of the whole group of a process, some seconds from now."""
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
