@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from data.cleaning import CLEANING, CorpusSection
 from data.hashing import mix64
+from data.near import near_duplicates, repeats
 
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = len(SPLITS)  # in place of a split's index
@@ -31,6 +32,7 @@ class Keys:
     """What the choice of rows needs to know of all parts, a row's position being that in all parts in order."""
 
     def __init__(self, parts: list[Path], settings: CorpusSection, excluded: np.ndarray) -> None:
+        self.parts = parts
         self.starts = np.cumsum([0, *(pq.read_metadata(part).num_rows for part in parts)])
         rows = int(self.starts[-1])
         self.pmid, self.text_hash = np.empty(rows, np.int64), np.empty(rows, np.uint64)
@@ -84,8 +86,14 @@ def choose_rows(
     if settings.drop_duplicates:
         share_of_row = keys.text_hash.astype(np.uint8) % SHARES
         for share in range(SHARES):
-            _drop_duplicates(keys, np.flatnonzero(stays & (share_of_row == share)), stays)
+            here = np.flatnonzero(stays & (share_of_row == share))
+            stays[repeats(keys.text_hash[here], keys.pmid[here], here)] = False
     counts["duplicates"] = kept - int(stays.sum())
+    counts["near_duplicates"] = 0
+    if settings.drop_near_duplicates:
+        near = near_duplicates([part.parent for part in keys.parts], keys.starts, keys.pmid, stays)
+        counts["near_duplicates"] = int(near.sum())
+        stays &= ~near
     counts["words"] = int(keys.words[stays].sum(dtype=np.int64))
     for bit, rule in enumerate(CLEANING):
         counts[rule.__name__] = int((stays & (keys.cleaned & (1 << bit) > 0)).sum())
@@ -110,17 +118,9 @@ def _mark_newest(keys: Keys, rows: np.ndarray, withdrawn: np.ndarray, newest: np
             withdrawn[rows[index]] = gone[index] = True
     alive = np.flatnonzero(~gone)
     file = np.searchsorted(keys.starts, rows[alive], "right")
-    order = alive[
-        np.lexsort((version[alive], file, pmid[alive]))
-    ]  # stable: the last of equals is the later in its file
+    # A stable sort: the last of equals is the later in its file.
+    order = alive[np.lexsort((version[alive], file, pmid[alive]))]
     newest[rows[order[_last_of_each(pmid[order])]]] = True
-
-
-def _drop_duplicates(keys: Keys, rows: np.ndarray, stays: np.ndarray) -> None:
-    """Of equal texts the one with the lowest PMID stays."""
-    order = rows[np.lexsort((keys.pmid[rows], keys.text_hash[rows]))]
-    equal_to_last = keys.text_hash[order][1:] == keys.text_hash[order][:-1]
-    stays[order[1:][equal_to_last]] = False
 
 
 def _last_of_each(ordered: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ def _last_of_each(ordered: np.ndarray) -> np.ndarray:
 
 def funnel(counts: dict[str, Any]) -> list[tuple[str, int]]:
     """Counts as a table: what was read, what left on the way, what is kept, what cleaning changed in it."""
-    dropped = ["superseded", "deleted", *FILTERS, "duplicates"]
+    dropped = ["superseded", "deleted", *FILTERS, "duplicates", "near_duplicates"]
     kept = sum(counts[split] for split in SPLITS)
     return [
         ("records read", counts["records"]),

@@ -95,6 +95,8 @@ class CorpusSection(Section):
     """A file of PMIDs, one a line, that must not be trained on: those of your benchmarks."""
     drop_duplicates: bool = True
     """Of texts that differ in case, white space, compatibility forms or ASCII punctuation at most, one stays."""
+    drop_near_duplicates: bool = False
+    """Of texts that have most runs of five words in common (Jaccard similarity 0.7 and more), as `data.near` says."""
     unescape_entities: bool = True
     drop_control_characters: bool = True
     drop_filler_labels: bool = True
@@ -149,9 +151,14 @@ def clean(text: str, switches: dict[str, bool]) -> tuple[str, int]:
     return one_line(text) if changed else text, changed
 
 
+def folded(text: str) -> str:
+    """Compatibility forms and case are one."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 def normalised(text: str) -> bytes:
     """What equal texts have in common: compatibility forms and case folded; no white space, no ASCII punctuation."""
-    return unicodedata.normalize("NFKC", text).casefold().encode().translate(None, IGNORED)
+    return folded(text).encode().translate(None, IGNORED)
 
 
 IGNORED = bytes(code for code in range(128) if not chr(code).isalnum())

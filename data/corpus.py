@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from data.choice import SPLITS, Keys, choose_rows
-from data.cleaning import CLEAN, CorpusSection, clean, cleaning_switches, normalised, read_pmids
+from data.cleaning import CLEAN, CorpusSection, clean, cleaning_switches, folded, normalised, read_pmids
 from data.files import UserError, input_files, make_folder, parts_folder, read_manifest, sha256, whole_file
 from data.medline import Deletion, read_medline
+from data.near import BANDS, band_hashes, write_bands
 from data.texts import BUILDERS, builder_of, read_texts
 from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
@@ -107,8 +109,9 @@ def make_corpus(
 
 
 def part_settings(file: Path, settings: CorpusSection) -> dict[str, Any]:
-    """All that a file's part depends on: the cleaning rules, and the text_column where it is not PubMed's."""
-    return cleaning_switches(settings) | ({"text_column": settings.text_column} if builder_of(file) else {})
+    """All that a file's part depends on: the cleaning rules, the text_column where it is not PubMed's, MinHash."""
+    of_text = {"text_column": settings.text_column} if builder_of(file) else {}
+    return cleaning_switches(settings) | of_text | ({"bands": True} if settings.drop_near_duplicates else {})
 
 
 def list_files(raw: list[Path]) -> list[Path]:
@@ -141,19 +144,21 @@ def _is_medline(path: Path) -> bool:
 def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Pass one: every record of one file, deletions included, as `part.parquet`. Returns counts.
 
-    settings: the switches of the cleaning rules, and the text_column of a file that is not PubMed's.
+    settings: the switches of the cleaning rules, the text_column of a file that is not PubMed's, and "bands" where
+    near duplicates are looked for: then the bands of `data.near` are written too.
     """
-    total, columns = 0, _empty_columns()
+    total, bands = 0, []
     rows = _texts_as_rows(source, settings) if "text_column" in settings else _records_as_rows(source, settings)
     with pq.ParquetWriter(folder / "part.parquet", PART_SCHEMA, **PARQUET) as out:
-        for row in rows:
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
-            total += 1
-            if total % ROWS_PER_GROUP == 0:
-                out.write_table(_table(columns))
-                columns = _empty_columns()
-        out.write_table(_table(columns))
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            columns = zip(*group, strict=True)
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, PART_SCHEMA, strict=True)]
+            out.write_table(pa.table(arrays, PART_SCHEMA))
+            if "bands" in settings:
+                bands.append(band_hashes(folded(join_text(title, abstract)) for _, _, title, abstract, *_ in group))
+            total += len(group)
+    if "bands" in settings:
+        write_bands(folder, np.concatenate([np.empty((BANDS, 0), np.uint64), *bands], axis=1))
     return {"rows": total}
 
 
@@ -178,15 +183,6 @@ def _texts_as_rows(source: Path, settings: dict[str, Any]) -> Iterator[tuple[Any
         number = -1 - (_hash(text.encode()) >> 1)
         words, text_hash = text.count(" ") + 1, _hash(normalised(text))
         yield (number, 1, "", text, None, "", False, "", False, int(bool(text)), words, changed, text_hash)
-
-
-def _empty_columns() -> list[list[Any]]:
-    return [[] for _ in PART_SCHEMA]
-
-
-def _table(columns: list[list[Any]]) -> pa.Table:
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, PART_SCHEMA, strict=True)]
-    return pa.table(arrays, PART_SCHEMA)
 
 
 def join_text(title: str, abstract: str) -> str:

@@ -97,6 +97,7 @@ def slow_corpus(files: Sequence[list[Record]], validation: float, test: float) -
         "superseded": citations - deleted - len(newest),
         "without_title_or_abstract": len(newest) - len(complete),
         "duplicates": len(complete) - len(kept),
+        "near_duplicates": 0,
         "words": sum(text_of(record).count(" ") + 1 for record in kept.values()),
         **{split: len(chosen[split]) for split in SPLITS},
     }
