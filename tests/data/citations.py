@@ -17,6 +17,8 @@ class Record(NamedTuple):
     abstract: str | None
     year: int | None = None
     journal: str = ""
+    languages: str = ""
+    retracted: bool = False
 
     @property
     def deleted(self) -> bool:
@@ -87,6 +89,8 @@ def read_with_elementtree(content: bytes) -> Iterator[tuple[Record, bool]]:
                 abstract=" ".join(sections),
                 year=int(years[0]) if years else None,
                 journal=one_line(article.findtext("Journal/Title") or ""),
+                languages=" ".join(language.text or "" for language in article.findall("Language")),
+                retracted=any(each.text == "Retracted Publication" for each in article.iter("PublicationType")),
             )
             math = "{http://www.w3.org/1998/Math/MathML}math"
             yield record, any(next(part.iter(math), None) is not None for part in (title, abstract) if part is not None)

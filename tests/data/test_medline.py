@@ -63,7 +63,7 @@ def real_content(path: Path) -> bytes:
 @needs_shared
 @pytest.mark.parametrize("name", NAMES)
 def test_real_file_equals_the_standard_librarys_reading(name: str, tmp_path: Path) -> None:
-    """Every record: PMID, version, title, abstract with labels, year, journal; every deletion; in the file's order.
+    """Every record: PMID, version, title, abstract with labels, year, journal, languages; deletions; in its order.
 
     Around MathML white space is left out of the comparison; it has tests of its own below.
     """
@@ -80,6 +80,7 @@ def test_real_file_equals_the_standard_librarys_reading(name: str, tmp_path: Pat
             assert expected.deleted
             continue
         assert (record.year, record.journal) == (expected.year, expected.journal)
+        assert (record.languages, record.retracted) == (expected.languages, expected.retracted)
         assert expected.title is not None and expected.abstract is not None
         if math:
             assert "".join(record.title.split()) == "".join(expected.title.split())
