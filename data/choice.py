@@ -54,10 +54,10 @@ def first_filter(batch: pa.RecordBatch, settings: CorpusSection, excluded: np.nd
     needed = np.where((batch["pmid"].to_numpy() >= 0) & settings.title_and_abstract, 2, 1)  # other text has no title
     year = pc.fill_null(batch["year"], -1).to_numpy()
     first, last, wanted = settings.first_year or -1, settings.last_year or 9999, set(settings.languages)
-    known = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
+    other = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
     drops = {
         "without_title_or_abstract": batch["fields"].to_numpy() < needed,
-        "other_language": np.array([bool(wanted) and known[text] for text in batch["languages"].to_pylist()], bool),
+        "other_language": np.array([bool(wanted) and other[text] for text in batch["languages"].to_pylist()], bool),
         "other_year": (year < first) | (year > last) | ((year < 0) & (settings.last_year is not None)),
         "short": batch["words"].to_numpy() < settings.minimum_words,
         "retracted": batch["retracted"].to_numpy(False) & settings.drop_retracted,

@@ -18,9 +18,8 @@ from data.files import UserError
 
 ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
 MATHML = "{http://www.w3.org/1998/Math/MathML}math"
-MAX_RECORD = (
-    16 << 20
-)  # bytes of XML without the end of a record (500 MB as a tree at worst); NLM's longest have some 5 MB
+# Bytes of XML without the end of a record (500 MB as a tree at worst); NLM's longest have some 5 MB.
+MAX_RECORD = 16 << 20
 MAX_GROWTH = 100  # times its own size that a gzip file may give, over MAX_RECORD; NLM's give 9 times
 SPACES = " \t\r\n"  # XML's; Unicode's other spaces are characters of the text
 RETRACTED = "Retracted Publication"  # NLM's publication type

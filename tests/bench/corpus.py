@@ -4,10 +4,8 @@ About 6 minutes on two cores. `--files 50` rehearses more files of baseline size
 """
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from data.sample import write_sample
 from data.shards import make_shards
 from data.tokenizer import train_tokenizer
 from tests.bench.machine import machine
+from tests.data.killed import kill_after, start
 from tests.data.test_nlm import Archive
 from tests.shared import ROOT, SHARED
 
@@ -124,31 +123,25 @@ def kills(folder: Path, number: int) -> int:
         "shards": ["corpus", "--tokenizer", str(folder / "tokenizer"), "--out", "shards", "--workers", "2"],
     }
 
-    def start(stage: str, place: Path) -> subprocess.Popen[Any]:
-        command = [sys.executable, "-m", "launch.cli", stage, *stages[stage]]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    def begin(stage: str, place: Path) -> subprocess.Popen[Any]:
         place.mkdir(exist_ok=True)
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, **quiet)
+        return start(place, stage, *stages[stage])
 
     took = {}
     for stage in stages:
         if stage == "shards":
             train_tokenizer(whole / "corpus", folder / "tokenizer", merges=1_000, min_count=1, workers=1)
-        took[stage] = seconds(lambda stage=stage: start(stage, whole).wait())
+        took[stage] = seconds(lambda stage=stage: begin(stage, whole).wait())
     for trial in range(number):
         stage, place = list(stages)[trial % 3], folder / f"trial-{trial}"
         inputs = {"download": None, "corpus": "raw", "shards": "corpus"}[stage]
         if inputs:
             shutil.copytree(whole / inputs, place / inputs)
         after = rng.uniform(0.1, 0.98) * took[stage]
-        process = start(stage, place)
-        time.sleep(after)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_after(after, begin(stage, place))
         made = {"download": "raw"}.get(stage, stage)
         before = "finished" if (place / made / "manifest.json").exists() else "unfinished"
-        same = start(stage, place).wait() == 0 and describe_files(place / made) == describe_files(whole / made)
+        same = begin(stage, place).wait() == 0 and describe_files(place / made) == describe_files(whole / made)
         same = same and (place / made / "manifest.json").read_bytes() == (whole / made / "manifest.json").read_bytes()
         good += same
         print(f"  {trial + 1:2d}. {stage} after {after:.1f} of {took[stage]:.1f} s, {before}: {same}", flush=True)

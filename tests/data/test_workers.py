@@ -1,6 +1,7 @@
 """data/workers.py: the same results, in order, wherever the tasks run; receipts, dead workers, files that fail."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -244,3 +245,15 @@ def test_off_a_terminal_progress_is_one_line_at_the_end(capsys: pytest.CaptureFi
         advance()
         assert capsys.readouterr().err == ""
     assert capsys.readouterr().err == "files: 3 of 3\n"
+
+
+def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    with progress("files", 3) as advance:
+        for _ in range(3):
+            advance()
+    assert "files" in shown.getvalue() and "3/3" in shown.getvalue() and "of 3" not in shown.getvalue()
