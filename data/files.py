@@ -101,8 +101,12 @@ def read_json(path: Path) -> Any:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> size in bytes and sha256, for every file below `folder` but its manifest."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """Name -> size in bytes and sha256, for every file below `folder` but its manifest and what is unfinished."""
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".partial")
+    )
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
     }

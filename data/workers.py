@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -180,10 +181,7 @@ def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tup
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--cluster: Ray is not installed; pip install 'biogpt-pretrain[cluster]'") from None
-    try:
-        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--cluster {cluster.address}: {str(error).splitlines()[0]}") from None
+    _connect(ray, cluster.address)
     remote = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # a worker or machine that dies has its task done again
     pending = {}
     for index, task in enumerate(tasks):
@@ -197,6 +195,17 @@ def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tup
         except ray.exceptions.RayError as error:
             outcome = f"{tasks[index].source}: {type(error).__name__} {ATTEMPTS} times (killed, out of memory?)"
         yield index, outcome
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Join a cluster; UserError where none answers. Ray alone would try for three minutes and end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, logging_level="ERROR", log_to_driver=False, ignore_reinit_error=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--cluster {address}: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager

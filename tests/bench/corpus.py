@@ -137,7 +137,7 @@ def kills(folder: Path, number: int) -> int:
         inputs = {"download": None, "corpus": "raw", "shards": "corpus"}[stage]
         if inputs:
             shutil.copytree(whole / inputs, place / inputs)
-        after = rng.uniform(0.1, 0.98) * took[stage]
+        after = rng.uniform(0.3, 0.98) * took[stage]  # from when Python has started
         kill_after(after, begin(stage, place))
         made = {"download": "raw"}.get(stage, stage)
         before = "finished" if (place / made / "manifest.json").exists() else "unfinished"

@@ -173,6 +173,13 @@ def test_a_partial_file_of_other_bytes_is_started_over(left: bytes, archive: Arc
     whole(archive, tmp_path, NAMES[:3])
 
 
+def test_what_is_unfinished_stands_in_no_manifest(archive: Archive, tmp_path: Path) -> None:
+    """A download of all was killed, one of the first file ends well: the rest may go on later."""
+    (tmp_path / f".{NAMES[2]}.partial").write_bytes(archive.content[NAMES[2]][:1234])
+    assert list(get(archive, tmp_path, files=(1, 1))["files"]) == NAMES[:1]
+    assert len((tmp_path / f".{NAMES[2]}.partial").read_bytes()) == 1234
+
+
 def test_errors_and_wrong_checksums_pass(archive: Archive, tmp_path: Path) -> None:
     archive.errors[NAMES[0]], archive.wrong_md5[NAMES[1]] = 3, 2
     get(archive, tmp_path)

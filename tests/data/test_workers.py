@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -220,6 +221,14 @@ def test_a_cluster_without_ray_is_a_mistake(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="Ray is not installed"):
         run_tasks(square, make_tasks(tmp_path, 2), Cluster("auto"), "squares")
+
+
+def test_a_cluster_that_does_not_answer_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said at once, before Ray is asked, which would try for minutes."""
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        with pytest.raises(UserError, match=f"--cluster {address}: .*refused"):
+            run_tasks(square, make_tasks(tmp_path, 2), Cluster(address), "squares")
 
 
 def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluster: str, tmp_path: Path) -> None:
