@@ -106,7 +106,7 @@ def _attend(
     return out_BNTD.transpose(1, 2)
 
 
-@torch.compiler.disable  # the number of documents changes with each batch: nothing is compiled anew for it
+@torch.compiler.disable  # a kernel of its own anyway, whose number of sequences changes with each batch
 def _attend_offsets(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, offsets_S: Tensor) -> Tensor:
     batch, length = query_BTND.shape[:2]
     query, key, value = (tensor.flatten(0, 1) for tensor in (query_BTND, key_BTND, value_BTND))

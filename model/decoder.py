@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         initialize(self)
 
     def compile_layers(self) -> None:
-        """Compile each layer and the pieces of the loss, at their first use, with inductor."""
+        """Compile each layer and the chunks of the loss, at their first use, with inductor."""
         self.compiled = True
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
@@ -152,7 +152,9 @@ class Decoder(nn.Module):
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         head_size = self.config.hidden_size // self.config.num_attention_heads
         if takes_offsets(segments_BT.device, self.embed_positions.weight.dtype, dropout, head_size):
-            return Segments(None, segment_offsets(segments_BT))
+            offsets_S = segment_offsets(segments_BT)
+            torch._dynamo.mark_dynamic(offsets_S, 0)  # another number of documents compiles nothing anew
+            return Segments(None, offsets_S)
         return Segments(segment_mask(segments_BT), None)
 
 

@@ -33,8 +33,8 @@ class ModelSection(Section):
     layerdrop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a layer is skipped in a micro-batch."""
     gradient_checkpointing: Recomputation = "none"
-    """Recompute activations in the backward pass. "selective": the cheap ones, a third less memory for a few percent of
-    the time; "full": all of a layer, far less memory, a third more time."""
+    """Recompute activations in the backward pass. "selective": the cheap ones, a third of their memory for little time;
+    "full": all of a layer, nearly all of it for a third more time."""
     boundaries: Boundaries = "none"
     """"document": attention stays inside a document of a packed block, positions begin anew. BioGPT's crosses them."""
     initialization: Initialization = "fairseq"

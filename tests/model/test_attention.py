@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 import model.attention
+import model.decoder
 from model.attention import (
     EVERYTHING,
     Segments,
@@ -18,7 +20,9 @@ from model.attention import (
     segment_positions,
     takes_offsets,
 )
-from tests.model.shapes import small_config
+from model.decoder import EOS_ID
+from model.loss import compiled_chunk_loss
+from tests.model.shapes import small_config, small_decoder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -59,26 +63,50 @@ def test_the_variable_length_kernel_serves_where_it_can(
     assert takes_offsets(device, dtype, dropout, head_size) is taken
 
 
+def plain_varlen(query: Any, key: Any, value: Any, offsets_q: Any, offsets_k: Any, *lengths: int, **more: Any) -> Any:
+    """torch.nn.attention.varlen.varlen_attn by a loop, which checks what it is given."""
+    assert query.shape == (40, 5, 12) and more == {"window_size": (-1, 0)} and min(lengths) >= 20
+    assert offsets_q is offsets_k and offsets_q.dtype == torch.int32
+    pieces = []
+    for start, stop in itertools.pairwise(offsets_q):
+        parts = [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
+        pieces.append(F.scaled_dot_product_attention(*parts, is_causal=True).transpose(0, 1))
+    return torch.cat(pieces)
+
+
 def test_offsets_give_what_the_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel runs on GPUs alone; a loop over the sequences stands in for it and checks what it is given."""
-
-    def plain_varlen(
-        query: Any, key: Any, value: Any, offsets_q: Any, offsets_k: Any, *lengths: int, **more: Any
-    ) -> Any:
-        assert query.shape == (40, 5, 12) and more == {"window_size": (-1, 0)} and min(lengths) >= 20
-        assert offsets_q is offsets_k and offsets_q.dtype == torch.int32
-        pieces = []
-        for start, stop in itertools.pairwise(offsets_q):
-            parts = [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
-            pieces.append(F.scaled_dot_product_attention(*parts, is_causal=True).transpose(0, 1))
-        return torch.cat(pieces)
-
+    """The kernel runs on GPUs alone; a loop over the sequences stands in for it."""
     monkeypatch.setattr(model.attention, "varlen_attn", plain_varlen)
     query, key, value = torch.randn(3, 2, 20, 5, 12)
     segments = (torch.rand(2, 20) < 0.2).cumsum(1)
     by_offsets = attend(query, key, value, Segments(None, segment_offsets(segments)), 0.0, True)
     by_mask = attend(query, key, value, Segments(segment_mask(segments), None), 0.0, True)
     assert torch.allclose(by_offsets, by_mask, atol=1e-6)
+
+
+def test_another_number_of_documents_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder as on a GPU: offsets, compiled layers."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: real(function, backend="aot_eager", **more))
+    monkeypatch.setattr(model.attention, "varlen_attn", plain_varlen)
+    monkeypatch.setattr(model.decoder, "takes_offsets", lambda *_: True)
+    torch._dynamo.reset()
+    compiled_chunk_loss.cache_clear()
+    compiled, plain = small_decoder(boundaries="document"), small_decoder(boundaries="document")
+    compiled.compile_layers()
+    graphs = []
+    for number in (1, 3, 7, 4):
+        ids = torch.randint(4, 101, (2, 20))
+        ids[:, :number] = EOS_ID
+        compiled.zero_grad()
+        plain.zero_grad()
+        for decoder in (compiled, plain):
+            decoder(ids, ids).backward()
+        for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+            assert one.grad is not None and other.grad is not None and torch.allclose(one.grad, other.grad, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    compiled_chunk_loss.cache_clear()
+    assert graphs[0] == graphs[-1], graphs
 
 
 def test_dropout_on_a_cpu_keeps_no_probabilities() -> None:
