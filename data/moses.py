@@ -60,7 +60,7 @@ class _Moses(MosesTokenizer):
     def __init__(self, apostrophes: bool) -> None:
         super().__init__(lang="en")
         self._lower, self._alpha = frozenset(self.IsLower), frozenset(self.IsAlpha)
-        self.PAD_NOT_ISALNUM = _Padding(self.PAD_NOT_ISALNUM[0]), ""
+        self.PAD_NOT_ISALNUM = _Padding(MosesTokenizer.PAD_NOT_ISALNUM[0]), ""
         self.AGGRESSIVE_HYPHEN_SPLIT = re.compile(f"-(?<=[{self.IsAlnum}]-)(?=[{self.IsAlnum}])"), " @-@ "
         if not apostrophes:
             self.ENGLISH_SPECIFIC_APOSTROPHE = []

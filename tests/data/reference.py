@@ -6,13 +6,23 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from data.bpe import END_OF_WORD
 from data.medline import Citation, read_medline
+from data.tokenizer import SPECIAL_TOKENS, write_tokenizer_files
+from tests.shared import SHARED
 
 with warnings.catch_warnings():  # it misses its optional GPU kernels
     warnings.simplefilter("ignore")
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-__all__ = ["IndexedDatasetBuilder", "megatron_documents", "open_by_megatron", "splitmix64", "texts_of"]
+__all__ = [
+    "IndexedDatasetBuilder",
+    "megatron_documents",
+    "open_by_megatron",
+    "published_biogpt",
+    "splitmix64",
+    "texts_of",
+]
 
 
 def open_by_megatron(prefix: Path) -> Any:
@@ -39,3 +49,14 @@ def texts_of(file: Path) -> list[str]:
             entries = [json.loads(line) for line in stream]
         return [f"{entry.get('title') or ''} {entry.get('abstract') or entry.get('text') or ''}" for entry in entries]
     return [f"{record.title} {record.abstract}" for record in read_medline(file) if isinstance(record, Citation)]
+
+
+def published_biogpt(folder: Path) -> Path:
+    """The folder, with BioGPT's published merges and dictionary as transformers' files."""
+    published = SHARED / "tokenizers" / "biogpt"
+    tokens = [line.rsplit(" ", 1)[0] for line in (published / "dict.txt").read_text(encoding="utf-8").splitlines()]
+    names = [token[:-2] if token.endswith("@@") else token + END_OF_WORD for token in tokens]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*SPECIAL_TOKENS, *names]))}
+    write_tokenizer_files(folder, vocabulary, [])
+    (folder / "merges.txt").write_bytes((published / "bpecodes").read_bytes())
+    return folder

@@ -24,7 +24,7 @@ from data.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, make_vocabulary, t
 from tests.data.citations import citation, write_file
 from tests.data.killed import kill_at_call
 from tests.data.nasty import nasty
-from tests.data.reference import texts_of
+from tests.data.reference import published_biogpt, texts_of
 from tests.shared import NLM, SHARED, needs_shared
 
 ABSTRACTS = SHARED / "data" / "abstracts"
@@ -361,13 +361,7 @@ def test_damaged_tokenizer_folders_are_refused(folder: Path, tmp_path: Path) -> 
 @needs_shared
 def test_published_biogpt_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     """BioGPT's own files: merges with a count in the third column, the vocabulary of its fairseq dictionary."""
-    published = SHARED / "tokenizers" / "biogpt"
-    tokens = [line.rsplit(" ", 1)[0] for line in (published / "dict.txt").read_text(encoding="utf-8").splitlines()]
-    names = [token[:-2] if token.endswith("@@") else token + END_OF_WORD for token in tokens]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*SPECIAL_TOKENS, *names]))}
-    write_tokenizer_files(tmp_path, vocabulary, [])
-    (tmp_path / "merges.txt").write_bytes((published / "bpecodes").read_bytes())
-    ours, hf = Tokenizer(tmp_path), BioGptTokenizer.from_pretrained(tmp_path)
+    ours, hf = Tokenizer(published_biogpt(tmp_path)), BioGptTokenizer.from_pretrained(tmp_path)
     assert ours.encode("COVID-19 is") == [4805, 9, 656, 21]  # facts, section 2
     texts = texts_of(ABSTRACTS / FILES[0])[:200]
     assert all(ours.encode(text) == hf_ids(hf, text) for text in texts)

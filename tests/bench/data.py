@@ -1,0 +1,93 @@
+"""What the text path costs: `python -m tests.bench.data` prints a table. Needs `../shared`; about 5 minutes.
+
+CPU time of one core; what is compared takes turns, slice by slice of the texts.
+"""
+
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import BioGptTokenizer
+
+from data.tokenizer import Tokenizer
+from tests.bench.corpus import peak
+from tests.bench.machine import machine
+from tests.data.reference import published_biogpt, texts_of
+from tests.shared import SHARED
+
+SLICES = 8  # of the texts, of which the first half warms the memory
+Row = tuple[str, str, str, str]
+WORDS = 10_000_000
+STREAM = f"""
+import itertools, sys; from pathlib import Path; import pyarrow as pa; from data.tokenizer import Tokenizer
+tokenizer = Tokenizer(Path(sys.argv[1]))
+words = ("".join(letters) for letters in itertools.product("abcdefghijkl", repeat=7))
+for _ in range({WORDS} // 1_000_000):
+    tokenizer.encode_batch(pa.array([" ".join(itertools.islice(words, 200)) for _ in range(5_000)]))
+"""
+
+
+def shared_texts() -> list[str]:
+    """Title and abstract of all entries, in an order of chance."""
+    files = sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz"))
+    texts = [text for file in files for text in texts_of(file)]
+    random.Random(1).shuffle(texts)
+    return texts
+
+
+def text_to_ids(folder: Path, texts: list[str]) -> list[Row]:
+    """Ids by us cold, with half of the texts seen, and with all seen, beside transformers' slow tokenizer."""
+    slow, cold, seen = BioGptTokenizer.from_pretrained(folder), Tokenizer(folder), Tokenizer(folder)
+    seen.encode_batch(pa.array(texts))
+    took, differing = np.zeros((SLICES, 3)), 0
+    for index in range(SLICES):
+        some = texts[index * len(texts) // SLICES : (index + 1) * len(texts) // SLICES]
+        before = time.process_time()
+        expected: Any = slow(some)["input_ids"]
+        took[index, 0] = time.process_time() - before
+        for column, tokenizer in ((1, cold), (2, seen)):
+            before = time.process_time()
+            ids, lengths = tokenizer.encode_batch(pa.array(some))
+            took[index, column] = time.process_time() - before
+            found = np.split(ids, np.cumsum(lengths))[:-1]
+            differing += sum(theirs[1:] != ours.tolist() for theirs, ours in zip(expected, found, strict=True))
+    half, number = SLICES // 2, f"{len(texts):,}"
+    print(f"{number} texts by two memories each: {differing} with other ids than transformers gives", flush=True)
+    assert not differing
+    against = "transformers' slow `BioGptTokenizer`"
+    return [
+        ratio(
+            "text to ids, memory warmed on half of the texts, measured on the other half", against, took[half:], 1, 25
+        ),
+        ratio("text to ids, every word seen", against, took, 2, 60),
+        ratio(f"text to ids, cold start over all {number} texts", against, took, 1, 15),
+    ]
+
+
+def ratio(what: str, against: str, took: np.ndarray, column: int, least: int) -> Row:
+    theirs, ours = took[:, 0].sum(), took[:, column].sum()
+    return what, against, f"{ours:.2f} s, {theirs:.1f} s: {theirs / ours:.0f}x", f"{least}x"
+
+
+def memory(folder: Path) -> Row:
+    """Peak memory of a process that meets ever new words."""
+    used = peak(STREAM, str(folder))
+    return f"peak memory of a worker on a stream of {WORDS:,} distinct words", "", f"{used / 1e9:.2f} GB", "1 GB"
+
+
+def main() -> None:
+    """Measure everything and print the table."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = published_biogpt(Path(temporary))
+        rows = [*text_to_ids(folder, shared_texts()), memory(folder)]
+    print(f"\n{machine()}\n\n| what | against | measured | at least |\n|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
