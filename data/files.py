@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 VERSIONS = {
     "raw": 1,
     "corpus": 1,
-    "tokenizer": 1,
+    "tokenizer": 2,
     "shards": 1,
     "checkpoint": 1,
     "hf": 1,

@@ -19,7 +19,7 @@ from data.corpus import SPLITS, split_files
 from data.files import make_folder, parts_folder, read_manifest, sha256, verify_files, whole_file
 from data.hashing import mix64
 from data.indexed import IndexedTokens, write_index
-from data.tokenizer import EOS_ID, TOKENIZER_FILES, UNK_ID, Tokenizer
+from data.tokenizer import EOS_ID, UNK_ID, Tokenizer, tokenizer_files
 from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
@@ -37,7 +37,7 @@ def make_shards(
     parts, loaded = parts_folder(out), Tokenizer(tokenizer)
     request = {
         "corpus": {name: entry["sha256"] for name, entry in corpus_manifest["files"].items()},
-        "tokenizer": {name: sha256(tokenizer / name) for name in TOKENIZER_FILES},
+        "tokenizer": {name: sha256(tokenizer / name) for name in tokenizer_files(tokenizer)},
         "splits": list(splits),
     }
     tasks = [
@@ -59,7 +59,7 @@ def make_shards(
             counts[split] = _gather(folder, split, [tasks[index].folder / "part" for index in of_split])
             counts[split]["unknown_tokens"] = sum(done[index]["unknown_tokens"] for index in of_split)
         (folder / "tokenizer").mkdir()
-        for name in TOKENIZER_FILES:
+        for name in tokenizer_files(tokenizer):
             shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)
         return counts
 

@@ -1,7 +1,9 @@
 """Text <-> ids. One text path: what the shards hold is what transformers' BioGptTokenizer gives on the same folder.
 
-The folder holds `vocab.json`, `merges.txt` and `tokenizer_config.json` as `BioGptTokenizer` reads them, and our
-manifest. Ids 0 to 3 are `<s> <pad> </s> <unk>`; then come the types of the training split.
+The folder holds `vocab.json`, `merges.txt` and `tokenizer_config.json` as `BioGptTokenizer` reads them,
+`tokenizer.json` for `AutoTokenizer` (the same ids, several times as fast), and our manifest. Where it asks for Moses'
+punctuation normalisation, `tokenizer.json` and we do it; the slow `BioGptTokenizer` cannot. Ids 0 to 3 are
+`<s> <pad> </s> <unk>`; then come the types of the training split.
 """
 
 import shutil
@@ -13,10 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sacremoses import MosesPunctNormalizer
 
 from data import moses
-from data.bpe import Merge, Segmenter, learn_merges
+from data.bpe import END_OF_WORD, Merge, Segmenter, learn_merges
 from data.corpus import split_files
+from data.fast_tokenizer import SPECIAL_TOKENS, make_fast_tokenizer
 from data.files import (
     MANIFEST,
     UserError,
@@ -24,21 +28,22 @@ from data.files import (
     parts_folder,
     read_json,
     read_manifest,
+    sha256,
     verify_files,
     write_json,
 )
 from data.indexed import token_dtype
 from data.workers import Task, Workers, run_tasks
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
+BIOGPT_FILES = ("bpecodes", "dict.txt")
 ROWS_READ = 10_000  # of a corpus file at a time
 PIECES_REMEMBERED = 1_000_000
 TOKENS_REMEMBERED = 250_000
 LONGEST_REMEMBERED = 60  # characters: a bound of the memory in bytes too
 TOKENIZER_CONFIG = {
-    "tokenizer_class": "BioGptTokenizer",
+    "tokenizer_class": "PreTrainedTokenizerFast",  # with it AutoTokenizer loads tokenizer.json
     "bos_token": "<s>",
     "eos_token": "</s>",
     "sep_token": "</s>",
@@ -58,6 +63,8 @@ class Tokenizer:
         if (folder / MANIFEST).is_file():  # an HF folder from elsewhere has none
             verify_files(folder, read_json(folder / MANIFEST))
         self.vocabulary: dict[str, int] = read_json(folder / "vocab.json")
+        config = folder / "tokenizer_config.json"
+        self.normalize_punctuation = config.is_file() and read_json(config).get("normalize_punctuation", False)
         self.dtype = token_dtype(len(self.vocabulary))
         self._segment = Segmenter(_read_merges(folder / "merges.txt"))
         self._tokens = {index: token for token, index in self.vocabulary.items()}
@@ -71,7 +78,7 @@ class Tokenizer:
     def encode_batch(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """The ids of texts (strings without nulls), one after the other, and how many are each text's (int64)."""
         ids, lengths = [np.zeros(0, self.dtype)], [np.zeros(0, np.int64)]
-        for batch in moses.batches(texts):
+        for batch in moses.batches(normalize(texts) if self.normalize_punctuation else texts):
             pieces = moses.take_apart(batch)
             taken = pa.array(self._ids_of_pieces(pieces.distinct), pa.large_binary()).take(pa.array(pieces.codes))
             offsets = np.frombuffer(taken.buffers()[1], np.int64)[: len(taken) + 1] // self.dtype.itemsize
@@ -100,10 +107,21 @@ class Tokenizer:
         return [self._tokens[index] for index in ids]
 
 
+def normalize(texts: pa.Array) -> pa.Array:
+    """Texts with their punctuation as sacremoses' `MosesPunctNormalizer("en")` writes it."""
+    normalizer = MosesPunctNormalizer(lang="en")
+    return pa.array([normalizer.normalize(text) for text in texts.to_pylist()], texts.type)
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Which of TOKENIZER_FILES a folder has: one from elsewhere may have no `tokenizer.json`."""
+    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
 def _read_merges(path: Path) -> list[Merge]:
     """The merges as BioGptTokenizer reads them: a count may follow the pair, as in BioGPT's published file."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a tokenizer folder holds {', '.join(TOKENIZER_FILES)}")
+        raise UserError(f"{path}: no such file; a tokenizer folder holds {', '.join(TOKENIZER_FILES[:3])}")
     pairs = [line.split()[:2] for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     for number, pair in enumerate(pairs, start=1):
         if len(pair) != 2:
@@ -111,13 +129,23 @@ def _read_merges(path: Path) -> list[Merge]:
     return [(first, second) for first, second in pairs]
 
 
-def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, workers: Workers) -> dict[str, Any]:
+def train_tokenizer(
+    corpus: Path,
+    out: Path,
+    merges: int,
+    min_count: int,
+    workers: Workers,
+    min_word_count: int = 1,
+    normalize_punctuation: bool = False,
+) -> dict[str, Any]:
     """Learn merges and vocabulary on the training split of `corpus`; write the folder `out`, return its manifest.
 
-    merges: at most so many; min_count: types seen less often than this in the training split become `<unk>`.
+    merges: at most so many; min_count: types seen less often than this in the training split become `<unk>`;
+    min_word_count: words seen less often have no say in the merges.
     """
-    if merges < 0 or min_count < 1:
-        raise UserError(f"--merges {merges} --min-count {min_count}: merges from 0, min-count from 1")
+    if merges < 0 or min_count < 1 or min_word_count < 1:
+        given = f"--merges {merges} --min-count {min_count} --min-word-count {min_word_count}"
+        raise UserError(f"{given}: merges from 0, the others from 1")
     corpus_manifest = read_manifest(corpus, "corpus")
     verify_files(corpus, corpus_manifest)
     files, parts = split_files(corpus, corpus_manifest, "train"), parts_folder(out)
@@ -125,17 +153,23 @@ def train_tokenizer(corpus: Path, out: Path, merges: int, min_count: int, worker
         "corpus": {file.name: corpus_manifest["files"][file.name]["sha256"] for file in files},
         "merges": merges,
         "min_count": min_count,
+        "min_word_count": min_word_count,
+        "normalize_punctuation": normalize_punctuation,
     }
+    settings = {"normalize_punctuation": normalize_punctuation}
 
     def fill(folder: Path) -> dict[str, Any]:
-        tasks = [Task("tokenizer part", file, request["corpus"][file.name], parts / file.name, {}) for file in files]
+        tasks = [
+            Task("tokenizer part", file, request["corpus"][file.name], parts / file.name, settings) for file in files
+        ]
         run_tasks(count_words, tasks, workers, "tokenizer: counting words")
         word_counts: Counter[str] = Counter()
         for task in tasks:
             word_counts.update(read_json(task.folder / "words.json"))
-        learned = learn_merges(word_counts, merges)
+        frequent = {word: count for word, count in word_counts.items() if count >= min_word_count}
+        learned = learn_merges(Counter(frequent), merges)
         vocabulary, token_counts = make_vocabulary(word_counts, learned, min_count)
-        write_tokenizer_files(folder, vocabulary, learned)
+        write_tokenizer_files(folder, vocabulary, learned, normalize_punctuation)
         return {
             "words": word_counts.total(),
             "distinct_words": len(word_counts),
@@ -153,7 +187,7 @@ def count_words(file: Path, folder: Path, settings: dict[str, Any]) -> dict[str,
     """How often each Moses token occurs in the texts of a Parquet file, as `words.json`. Returns counts."""
     pieces: Counter[str] = Counter()
     for rows in pq.ParquetFile(file).iter_batches(ROWS_READ, columns=["text"]):
-        for texts in moses.batches(rows["text"]):
+        for texts in moses.batches(normalize(rows["text"]) if settings["normalize_punctuation"] else rows["text"]):
             pieces.update(moses.count_pieces(texts))
     words: Counter[str] = Counter()
     for tokens, count in zip(moses.tokenize_pieces(list(pieces)), pieces.values(), strict=True):
@@ -188,9 +222,44 @@ def make_vocabulary(
     return {token: index for index, token in enumerate(tokens)}, counts
 
 
-def write_tokenizer_files(folder: Path, vocabulary: dict[str, int], merges: list[Merge]) -> None:
-    """The three files that `transformers.BioGptTokenizer.from_pretrained(folder)` reads."""
+def write_tokenizer_files(
+    folder: Path, vocabulary: dict[str, int], merges: list[Merge], normalize_punctuation: bool = False
+) -> None:
+    """TOKENIZER_FILES: three that transformers' `BioGptTokenizer.from_pretrained` reads, and `tokenizer.json`."""
     write_json(folder / "vocab.json", vocabulary)
     text = "".join(f"{first} {second}\n" for first, second in merges)
     (folder / "merges.txt").write_text(text, encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
+    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG | {"normalize_punctuation": normalize_punctuation})
+    fast = make_fast_tokenizer(vocabulary, merges, normalize_punctuation)
+    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
+
+
+def tokenizer_from_biogpt(source: Path, out: Path, normalize_punctuation: bool = False) -> dict[str, Any]:
+    """Write the tokenizer of BioGPT's published `bpecodes` and `dict.txt` as the folder `out`; return its manifest.
+
+    The ids are those of transformers' `microsoft/biogpt`: the special tokens, then the dictionary in its order.
+    """
+    for name in BIOGPT_FILES:
+        if not (source / name).is_file():
+            raise UserError(f"{source / name}: no such file; --from-biogpt takes a folder of {', '.join(BIOGPT_FILES)}")
+    request = {
+        "biogpt": {name: sha256(source / name) for name in BIOGPT_FILES},
+        "normalize_punctuation": normalize_punctuation,
+    }
+
+    def fill(folder: Path) -> dict[str, Any]:
+        merges = _read_merges(source / "bpecodes")
+        entries = (source / "dict.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        tokens = [*SPECIAL_TOKENS, *(_hf_token(entry.split(" ")[0]) for entry in entries)]
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        write_tokenizer_files(folder, vocabulary, merges, normalize_punctuation)
+        return {"merges": len(merges), "vocabulary": len(vocabulary)}
+
+    return make_folder(out, "tokenizer", request, fill)
+
+
+def _hf_token(entry: str) -> str:
+    """A token of fairseq's dictionary as transformers writes it: `tok@@` stands within a word, `tok` ends one."""
+    if entry.startswith("madeupword"):
+        return entry
+    return entry[:-2] if entry.endswith("@@") else entry + END_OF_WORD

@@ -111,21 +111,35 @@ def corpus(
 
 @app.command()
 def tokenizer(
-    corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
     out: Out,
+    corpus: Annotated[Path | None, typer.Argument(help="Folder written by `biogpt corpus`.")] = None,
+    from_biogpt: Annotated[Path | None, typer.Option(help="Folder of BioGPT's bpecodes and dict.txt, instead.")] = None,
     merges: Annotated[int, typer.Option(min=0, help="BPE merges to learn.")] = 40_000,
     min_count: Annotated[int, typer.Option(min=1, help="Rarer types become <unk>.")] = 1,
+    min_word_count: Annotated[int, typer.Option(min=1, help="Rarer words have no say in the merges.")] = 1,
+    normalize_punctuation: Annotated[
+        bool, typer.Option("--normalize-punctuation", help="Curly quotes, dashes ... as Moses normalises them.")
+    ] = False,
     workers: Processes = 1,
     cluster: Address = "",
 ) -> None:
-    """Learn BPE merges and the vocabulary on the training split. The folder loads as transformers' BioGptTokenizer.
+    """Learn BPE merges and the vocabulary on the training split. The folder loads by transformers' AutoTokenizer.
 
     Example: `biogpt tokenizer corpus/ --out tokenizer/ --merges 40000`
     """
-    from data.tokenizer import train_tokenizer
+    from data.tokenizer import tokenizer_from_biogpt, train_tokenizer
 
-    counts = train_tokenizer(corpus, out, merges, min_count, where(workers, cluster))["counts"]
-    print(f"{out}: {counts['merges']:,} merges, vocabulary {counts['vocabulary']:,}, from {counts['words']:,} words")
+    if from_biogpt and not corpus:
+        counts = tokenizer_from_biogpt(from_biogpt, out, normalize_punctuation)["counts"]
+        source = str(from_biogpt)
+    elif corpus and not from_biogpt:
+        counts = train_tokenizer(
+            corpus, out, merges, min_count, where(workers, cluster), min_word_count, normalize_punctuation
+        )["counts"]
+        source = f"{counts['words']:,} words"
+    else:
+        raise UserError("tokenizer: name either a corpus or --from-biogpt")
+    print(f"{out}: {counts['merges']:,} merges, vocabulary {counts['vocabulary']:,}, from {source}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.blocks import IGNORED, TokenStream, held_out_batch
 from data.files import MANIFEST, UserError, make_folder, read_json, read_manifest, sha256, verify_files, write_json
 from data.shards import make_shards
-from data.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES
+from data.tokenizer import TOKENIZER_FILES, tokenizer_files
 from model.attention import segment_mask, segment_positions
 from model.config import DecoderConfig
 from model.decoder import Decoder, documents
@@ -98,10 +98,11 @@ def write_hf_files(folder: Path, decoder: Decoder, tokenizer: Path) -> None:
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner only
-    for name in TOKENIZER_FILES:
+    for name in tokenizer_files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
+    tokenizer_config = read_json(tokenizer / "tokenizer_config.json")
     write_json(
-        folder / "tokenizer_config.json", TOKENIZER_CONFIG | {"model_max_length": config.max_position_embeddings}
+        folder / "tokenizer_config.json", tokenizer_config | {"model_max_length": config.max_position_embeddings}
     )
 
 

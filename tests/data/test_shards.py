@@ -81,7 +81,7 @@ def test_the_folder_holds_what_it_lists(sample_folder: Path) -> None:
     verify_files(shards, manifest)
     assert set(content(shards)) == {*manifest["files"], "manifest.json"} == {
         "manifest.json",
-        *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json")),
+        *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")),
         *(f"{split}-00000.{suffix}" for split in SPLITS for suffix in ("bin", "idx", "bytes.npy")),
     }  # fmt: skip
     vocabulary = json.loads((sample_folder / "tokenizer" / "vocab.json").read_text())

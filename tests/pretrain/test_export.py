@@ -74,7 +74,7 @@ def test_transformers_finds_the_loss_that_the_run_recorded(
 
 def test_the_folder_loads_by_auto_classes_and_gives_the_shards_ids(hf: Path, sample_folder: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(hf), AutoTokenizer.from_pretrained(hf)
-    assert type(model) is BioGptForCausalLM and isinstance(tokenizer, BioGptTokenizer)
+    assert type(model) is BioGptForCausalLM and tokenizer.is_fast
     assert tokenizer.model_max_length == model.config.max_position_embeddings == 64
     assert model.config.vocab_size == len(tokenizer)
     text = "Velmab improves survival in mice (P < 0.001)."

@@ -1,0 +1,123 @@
+"""`tokenizer.json`: Moses, BPE and the vocabulary as one pipeline of Rust's `tokenizers`, ids equal to the slow path's.
+
+Each rule of sacremoses' `MosesTokenizer("en")` is a regular expression of Oniguruma, in sacremoses' order, from
+sacremoses' own sets of characters and list of abbreviations. `re.sub` consumes what stands left and right of what it
+changes: here `\\K` consumes the left side, and `(?!\\G)` keeps the character right of the last match from being a left
+side. So overlapping matches come out the same, and every token keeps its exact place in the text.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+
+from sacremoses import MosesPunctNormalizer, MosesTokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from data.bpe import END_OF_WORD, Merge, Segmenter
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+STRANGER = "\U0010ffff"  # no character: a vocabulary holds it by no accident
+
+
+def _ranges(characters: Iterable[str]) -> str:
+    """A set of characters as the inside of a bracket expression: code ranges."""
+    codes, ranges = sorted({ord(character) for character in characters}), []
+    for code in codes:
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in ranges)
+
+
+WHITE_SPACE = _ranges(re.findall(r"\s", "".join(map(chr, range(sys.maxunicode + 1)))))
+NUMBER = _ranges(set(MosesTokenizer.IsN) - {"\n"})
+LETTER = _ranges(MosesTokenizer.IsAlpha)
+LETTER_OR_DIGIT = _ranges(MosesTokenizer.IsAlnum)
+LETTER_OR_NUMBER = _ranges(set(MosesTokenizer.IsAlpha) | set(MosesTokenizer.IsN) - {"\n"})
+LOWER = _ranges(MosesTokenizer.IsLower)
+OTHER = rf"[^{LETTER_OR_DIGIT}{WHITE_SPACE}.'`,\-]"
+UNCONSUMED = r"(?:\A|(?!\G))"
+
+
+def _final_full_stop() -> str:
+    """The full stop of a word that is no abbreviation: sacremoses' `handles_nonbreaking_prefixes`."""
+    moses = MosesTokenizer(lang="en")
+    numeric = set(moses.NUMERIC_ONLY_PREFIXES)
+    listed = "|".join(re.escape(prefix) for prefix in moses.NONBREAKING_PREFIXES if prefix.isalnum() and
+                      prefix not in numeric)  # fmt: skip
+    return (
+        r"(?:\A|(?<= ))"
+        rf"(?=(?>[^ ]+)(?<=[^ .]\.)(?! *[{LOWER}]))"  # one full stop ends the word; a capital, or nothing, follows
+        rf"(?!(?=[^ ]*\.[^ ])[^ ]*[{LETTER}])"  # as in e.g.
+        rf"(?!(?:{listed})\.(?: |\z))"
+        rf"(?!(?:{'|'.join(numeric)})\. +[0-9])"
+        r"[^ ]+\K\."
+    )
+
+
+def _moses_rules() -> list[tuple[str, str]]:
+    """(expression, replacement) for all of `MosesTokenizer.tokenize` but its escapes."""
+    return [
+        (rf"[{WHITE_SPACE}]+", " "),
+        (r"[\x00-\x1f]+", ""),
+        (r"\A +| +\z", ""),
+        (rf"(?={OTHER})|(?<={OTHER})", " "),
+        (rf"-(?=[{LETTER_OR_DIGIT}])(?<=[{LETTER_OR_DIGIT}]-)", " @-@ "),
+        (r"(?=\.\.)(?<!\.)", " "),
+        (r"\.\.\K(?=[^.])", " "),
+        (rf"[^{NUMBER}]\K,", " , "),
+        (rf",(?=[^{NUMBER}])|(?<=[{NUMBER}]),\z", " , "),
+        (rf"{UNCONSUMED}[^{LETTER}]\K'(?=[^{LETTER}])", " ' "),
+        (rf"(?<=[^{LETTER_OR_NUMBER}])'(?=[{LETTER}])|(?<=[{LETTER}])'(?=[^{LETTER}])", " ' "),
+        (rf"{UNCONSUMED}[{LETTER}]\K'(?=[{LETTER}])", " '"),
+        (rf"(?<=[{NUMBER}])'(?=s)", " '"),
+        (_final_full_stop(), " ."),
+        (r"\.' *\z", " . ' "),
+        # sacremoses writes runs of full stops as DOTDOTMULTI in between, and takes that in a text for one of its own.
+        (r"(?<=DOT)MULTI", "|"),  # "|" stands apart by now
+        (r"DOT(?=(?:DOT)*\|)", "."),
+        (r"(?<=\.)\|", ""),
+    ]
+
+
+def _punctuation_rules() -> list[tuple[str, str]]:
+    """(expression, replacement) for `MosesPunctNormalizer("en").normalize`."""
+    rewritten = {  # those that keep a part of what they match
+        r"\) ([.!:?;,])": [(r"\)\K (?=[.!:?;,])", "")],
+        r"(\d) %": [(r"\d\K %", "%")],
+        "([a-zA-Z])‘([a-zA-Z])": [("‘", "'")],
+        "([a-zA-Z])’([a-zA-Z])": [("’", "'")],
+        r'"([,.]+)': [(r'"[,.]+\K', '"'), (r'"(?=[,.])', "")],
+        "(\\d)\u00a0(\\d)": [(rf"{UNCONSUMED}\d\K\u00a0(?=\d)", ".")],
+    }
+    rules: list[tuple[str, str]] = MosesPunctNormalizer(lang="en").substitutions  # type: ignore[assignment]
+    return [step for rule in rules for step in rewritten.get(rule[0], [rule])]
+
+
+def make_fast_tokenizer(vocabulary: dict[str, int], merges: list[Merge], normalize_punctuation: bool) -> Tokenizer:
+    """The pipeline text -> `</s>` and ids, as transformers' slow BioGptTokenizer gives them.
+
+    The model of `tokenizers` wants every part and product of a merge in its vocabulary: those that are missing (17 of
+    BioGPT's) get the ids after the last. A word that one of them would stand for gives `<unk>`, as it does there.
+    """
+    parts = dict.fromkeys(token for first, second in merges for token in (first, second, first + second))
+    missing = [token for token in parts if token not in vocabulary]
+    whole = vocabulary | {token: len(vocabulary) + index for index, token in enumerate(missing)}
+    rules = [*(_punctuation_rules() if normalize_punctuation else []), *_moses_rules()]
+    steps = [normalizers.Replace(Regex(expression), replacement) for expression, replacement in rules]
+    for expression, replacement in MosesTokenizer.MOSES_ESCAPE_XML_REGEXES:
+        steps.append(normalizers.Replace(expression.pattern.removeprefix("\\"), replacement))
+    segment = Segmenter(merges)
+    for token in missing:
+        word = token.removesuffix(END_OF_WORD)
+        if word != token and segment(word) == [token]:
+            steps.append(normalizers.Replace(Regex(rf"(?<![^ ]){re.escape(word)}(?![^ ])"), STRANGER))
+    fast = Tokenizer(models.BPE(whole, merges, unk_token="<unk>", end_of_word_suffix=END_OF_WORD, fuse_unk=False))
+    fast.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    start = ("</s>", vocabulary["</s>"])
+    fast.post_processor = processors.TemplateProcessing("</s> $A", "</s> $A </s> $B:1", [start])  # type: ignore
+    fast.decoder = decoders.BPEDecoder(END_OF_WORD)  # type: ignore[assignment]
+    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return fast

@@ -1,0 +1,158 @@
+"""data/fast_tokenizer.py against transformers' slow BioGptTokenizer and sacremoses: ids, offsets, pairs, padding."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sacremoses import MosesPunctNormalizer
+from transformers import AutoTokenizer, BioGptTokenizer
+
+from data.files import UserError
+from data.tokenizer import Tokenizer, tokenizer_from_biogpt
+from tests.shared import SHARED, needs_shared
+
+pytestmark = needs_shared
+BIOGPT = SHARED / "tokenizers" / "biogpt"
+PIECES = [
+    "'", "''", "'s", "`", ".", "..", "...", "e.g.", "U.S.", "No.", "No. 3", "no. x", "Fig. 3", "1,000", ",", ",,", "-",
+    "--", "@-@", "@@", "&amp;", "&", "<", ">", "|", "[", "]", "α", "É.", "ß.", "中文", "\u0301", "\u200b", "\x00",
+    "\x07", "\x1f", "\x85", "\u00a0", "\u2009", "\u2028", " ", "  ", "\n", "\t", "the", "The", "p53", "a", "B", "5",
+    "²", "৴", "Ⅳ", "DOTMULTI", "DOT", "MULTI", "“", "”", "„", "‘", "’", "–", "—", "´", "…", "«", "»", '"', '",', '".',
+    "(", ")", " :", ";", " %", "º", "nº", "\r", "?", "!", "𝛼", "😀", "s",
+]  # fmt: skip
+nasty = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=14).map("".join)
+nasty = nasty.filter(lambda text: not any(token in text for token in ("<s>", "</s>", "<pad>", "<unk>")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """plain/ and normalized/: BioGPT's published tokenizer."""
+    folder = tmp_path_factory.mktemp("fast")
+    tokenizer_from_biogpt(BIOGPT, folder / "plain")
+    tokenizer_from_biogpt(BIOGPT, folder / "normalized", normalize_punctuation=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fast(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder / "plain")
+
+
+@pytest.fixture(scope="module")
+def normalizing(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder / "normalized")
+
+
+@pytest.fixture(scope="module")
+def slow(folder: Path) -> Any:
+    return BioGptTokenizer.from_pretrained(folder / "plain")
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """1,000 raw titles and abstracts, of every file some."""
+    found = []
+    for file in sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as stream:
+            entries = [json.loads(next(stream)) for _ in range(150)]
+        found += [f"{entry.get('title') or ''} {entry.get('abstract') or entry.get('text') or ''}" for entry in entries]
+    assert len(found) >= 1_000
+    return found[:1_000]
+
+
+def test_ids_of_the_dictionary_are_transformers(slow: Any) -> None:
+    """Known ids of `microsoft/biogpt`, and its size."""
+    assert len(slow) == 42_384
+    assert slow("COVID-19 is")["input_ids"] == [2, 4805, 9, 656, 21]
+
+
+def test_ids_equal_the_slow_ones_on_real_texts(texts: list[str], fast: Any, slow: Any) -> None:
+    assert fast.is_fast
+    pairs = zip(fast(texts)["input_ids"], slow(texts)["input_ids"], strict=True)
+    differing = sum(ours != theirs for ours, theirs in pairs)
+    print(f"{len(texts)} texts, {differing} differ")
+    assert differing == 0
+
+
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(text=nasty)
+def test_ids_equal_the_slow_ones_on_nasty_texts(text: str, fast: Any, slow: Any) -> None:
+    ids = fast(text)["input_ids"]
+    assert ids == slow(text)["input_ids"]
+    assert max(ids) < 42_384
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(text=nasty)
+def test_normalized_ids_are_those_of_sacremoses_normalizer(text: str, normalizing: Any, slow: Any) -> None:
+    normalized = MosesPunctNormalizer(lang="en").normalize(text)
+    if "<s>" not in normalized and "</s>" not in normalized:
+        assert normalizing(text)["input_ids"] == slow(normalized)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["plain", "normalized"])
+def test_ids_equal_those_of_the_shards(name: str, folder: Path, texts: list[str]) -> None:
+    """Our own text path, which makes the shards, with and without normalisation."""
+    ids, lengths = Tokenizer(folder / name).encode_batch(pa.array(texts))
+    fast = AutoTokenizer.from_pretrained(folder / name)
+    encoded = fast(texts, add_special_tokens=False)["input_ids"]
+    assert [len(each) for each in encoded] == lengths.tolist()
+    assert [token for each in encoded for token in each] == ids.tolist()
+
+
+def test_normalisation_changes_ids(folder: Path) -> None:
+    text = "“Curly” quotes – and dashes…"
+    plain, normalized = Tokenizer(folder / "plain"), Tokenizer(folder / "normalized")
+    assert 3 in plain.encode(text) and 3 not in normalized.encode(text)
+
+
+def test_a_word_whose_token_the_dictionary_lacks_is_unknown(fast: Any, slow: Any) -> None:
+    for text in ("evertheless", "an evertheless.", "Nevertheless", "evertheless evertheless"):
+        assert fast(text)["input_ids"] == slow(text)["input_ids"]
+    assert fast("evertheless")["input_ids"] == [2, 3]
+
+
+def test_offsets_are_the_places_of_the_tokens(texts: list[str], fast: Any, slow: Any) -> None:
+    """Every token of which the text holds the characters as they are stands just there."""
+    compared = 0
+    for text in texts[:300]:
+        encoded = fast(text, return_offsets_mapping=True, add_special_tokens=False)
+        place = 0
+        for token, (start, end) in zip(encoded.tokens(), encoded["offset_mapping"], strict=True):
+            bare = token.removesuffix("</w>")
+            if bare.isalnum() and text[start:end].isalnum():
+                assert text[start:end] == bare and start >= place
+                compared, place = compared + 1, end
+    print(f"{compared} tokens compared")
+    assert compared > 40_000
+
+
+def test_pairs_padding_truncation_and_masks(texts: list[str], fast: Any, slow: Any) -> None:
+    options: list[dict[str, Any]] = [
+        {"padding": True},
+        {"padding": "max_length", "truncation": True, "max_length": 60},
+        {"truncation": True, "max_length": 10},
+        {"add_special_tokens": False},
+    ]
+    for more in options:
+        for arguments in ((texts[:20],), (texts[:20], texts[20:40])):
+            ours, theirs = fast(*arguments, **more), slow(*arguments, **more)
+            assert ours["input_ids"] == theirs["input_ids"]
+            assert ours["attention_mask"] == theirs["attention_mask"]
+
+
+def test_save_and_reload(texts: list[str], fast: Any, tmp_path: Path) -> None:
+    fast.save_pretrained(tmp_path)
+    again: Any = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(texts[:200])["input_ids"] == fast(texts[:200])["input_ids"]
+
+
+def test_a_folder_without_biogpts_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"bpecodes: no such file; --from-biogpt takes"):
+        tokenizer_from_biogpt(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
