@@ -8,11 +8,12 @@ Which kernel, by rule:
 | GPU | none | > 0 | the same |
 | GPU, half precision, head size a multiple of 8 | document | 0 | flash over sequences of variable length |
 | any other | document | any | SDPA with an exact boolean mask |
-| CPU | any | > 0 | SDPA's unfused one; its probabilities are recomputed in the backward pass, as fused kernels do |
+| CPU | any | > 0 | our own: probabilities are recomputed in the backward pass, as fused kernels do, which CPUs lack |
 
 Letters in tensor names: B batch, T positions, N heads, D head size, S sequences.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -80,30 +81,51 @@ def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype,
         sample, sample, sample, mask, dropout, not masked
     )
     name = SDPBackend(chosen).name.lower().removesuffix("_attention")
-    recomputed = dropout > 0 and device.type == "cpu"
-    return f"{name}{', recomputed' * recomputed}{', document mask' * masked}"
+    return f"{'recomputed' if unfused(device, dropout) else name}{', document mask' * masked}"
 
 
-def attend(
-    query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: Segments, dropout: float, recompute: bool
-) -> Tensor:
-    """Causal attention, (B, T, N, D). recompute: keep no probabilities for the backward pass where the kernel would."""
+def unfused(device: torch.device, dropout: float) -> bool:
+    """Whether torch has no kernel that keeps no probabilities for the backward pass."""
+    return device.type == "cpu" and dropout > 0
+
+
+def attend(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: Segments, dropout: float) -> Tensor:
+    """Causal attention, (B, T, N, D)."""
     if segments.offsets_S is not None:
         return _attend_offsets(query_BTND, key_BTND, value_BTND, segments.offsets_S)  # pyright: ignore[reportCallIssue]
-    arguments = (query_BTND, key_BTND, value_BTND, segments.mask_B1TT, dropout)
-    if recompute and dropout > 0 and query_BTND.device.type == "cpu" and torch.is_grad_enabled():
-        return checkpoint(_attend, *arguments, use_reentrant=False)  # type: ignore[return-value]
-    return _attend(*arguments)
-
-
-def _attend(
-    query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, mask_B1TT: Tensor | None, dropout: float
-) -> Tensor:
     query_BNTD, key_BNTD, value_BNTD = (tensor.transpose(1, 2) for tensor in (query_BTND, key_BTND, value_BTND))
+    mask_B1TT = segments.mask_B1TT
+    if unfused(query_BTND.device, dropout):
+        batch, heads, length, _ = query_BNTD.shape
+        keep_BNTT = kept((batch, heads, length, length), dropout)
+        arguments = (query_BNTD, key_BNTD, value_BNTD, mask_B1TT, keep_BNTT, dropout)
+        out_BNTD = checkpoint(_attend_unfused, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return out_BNTD.transpose(1, 2)  # type: ignore[union-attr]
     out_BNTD = F.scaled_dot_product_attention(
         query_BNTD, key_BNTD, value_BNTD, attn_mask=mask_B1TT, dropout_p=dropout, is_causal=mask_B1TT is None
     )
     return out_BNTD.transpose(1, 2)
+
+
+def kept(shape: tuple[int, ...], dropout: float) -> Tensor:
+    """True with probability 1 - dropout to within 2^-16. A 64-bit draw serves four: bernoulli_ takes twice as long."""
+    draws = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    return (draws[: math.prod(shape)] >= round(dropout * 2**16) - 2**15).view(shape)
+
+
+def _attend_unfused(
+    query_BNTD: Tensor,
+    key_BNTD: Tensor,
+    value_BNTD: Tensor,
+    mask_B1TT: Tensor | None,
+    keep_BNTT: Tensor,
+    dropout: float,
+) -> Tensor:
+    scores_BNTT = query_BNTD @ (key_BNTD * query_BNTD.shape[-1] ** -0.5).transpose(2, 3)
+    if mask_B1TT is None:
+        mask_B1TT = torch.ones(scores_BNTT.shape[2:], dtype=torch.bool).tril()
+    probabilities_BNTT = scores_BNTT.masked_fill(~mask_B1TT, -torch.inf).softmax(-1)
+    return (probabilities_BNTT * keep_BNTT) @ (value_BNTD / (1 - dropout))
 
 
 @torch.compiler.disable  # a kernel of its own anyway, whose number of sequences changes with each batch

@@ -60,9 +60,8 @@ class DecoderLayer(nn.Module):
         qkv_BTH3 = self._cheap(lambda hidden: self.qkv_proj(self.self_attn_layer_norm(hidden)), hidden_BTH)
         heads = (*hidden_BTH.shape[:2], 3, self.config.num_attention_heads, -1)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        recompute = not self._recomputes("full")  # which does it already
         query_BTND, key_BTND, value_BTND = qkv_BTH3.view(heads).unbind(2)
-        out_BTND = attend(query_BTND, key_BTND, value_BTND, segments, dropout, recompute)
+        out_BTND = attend(query_BTND, key_BTND, value_BTND, segments, dropout)
         hidden_BTH = hidden_BTH + self._dropout(self.out_proj(out_BTND.flatten(2)))
         inner = self._cheap(lambda hidden: self.fc1(self.final_layer_norm(hidden)), hidden_BTH)
         return hidden_BTH + self._dropout(self._cheap(lambda inner: self.fc2(self._activate(inner)), inner))

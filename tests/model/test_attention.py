@@ -1,6 +1,7 @@
 """Segments by a plain loop; the rule of kernels; the variable-length kernel's call, with a plain one in its place."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from model.attention import (
     EVERYTHING,
     Segments,
     attend,
+    kept,
     kernel_name,
     segment_mask,
     segment_offsets,
@@ -79,8 +81,8 @@ def test_offsets_give_what_the_mask_gives(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(model.attention, "varlen_attn", plain_varlen)
     query, key, value = torch.randn(3, 2, 20, 5, 12)
     segments = (torch.rand(2, 20) < 0.2).cumsum(1)
-    by_offsets = attend(query, key, value, Segments(None, segment_offsets(segments)), 0.0, True)
-    by_mask = attend(query, key, value, Segments(segment_mask(segments), None), 0.0, True)
+    by_offsets = attend(query, key, value, Segments(None, segment_offsets(segments)), 0.0)
+    by_mask = attend(query, key, value, Segments(segment_mask(segments), None), 0.0)
     assert torch.allclose(by_offsets, by_mask, atol=1e-6)
 
 
@@ -109,32 +111,53 @@ def test_another_number_of_documents_compiles_nothing_anew(monkeypatch: pytest.M
     assert graphs[0] == graphs[-1], graphs
 
 
-def test_dropout_on_a_cpu_keeps_no_probabilities() -> None:
-    """Probabilities are T x T; what is kept for the backward pass is T x D."""
-    query, key, value = (torch.randn(1, 200, 2, 8, requires_grad=True) for _ in range(3))
-    largest = {}
-    for recompute in (True, False):
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            attend(query, key, value, EVERYTHING, 0.1, recompute)
-        largest[recompute] = max(sizes)
-    assert largest == {True: 200 * 2 * 8, False: 200 * 200 * 2}
-
-
-def test_dropout_is_of_the_probabilities() -> None:
-    """Of many draws the mean is the attention without dropout, and each draw is another."""
+@pytest.mark.parametrize("documents", [False, True])
+def test_dropout_on_a_cpu_is_that_of_the_probabilities(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients against a plain one with the same draws."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 12, 2, 8).expand(3, 4000, 12, 2, 8)
-    draws = attend(query, key, value, EVERYTHING, 0.3, True)
-    assert not torch.equal(draws[0], draws[1])
-    assert torch.allclose(draws.mean(0), attend(query, key, value, EVERYTHING, 0.0, True)[0], atol=0.08)
+    query, key, value = (torch.randn(2, 13, 3, 8, requires_grad=True) for _ in range(3))
+    segments = (torch.rand(2, 13) < 0.3).cumsum(1) if documents else torch.zeros(2, 13)
+    keep = torch.rand(2, 3, 13, 13) >= 0.3
+    monkeypatch.setattr(model.attention, "kept", lambda shape, dropout: keep)
+    out = attend(query, key, value, Segments(segment_mask(segments), None) if documents else EVERYTHING, 0.3)
+    slope = torch.randn_like(out)
+    gradients = torch.autograd.grad(out, (query, key, value), slope)
+    scores = torch.einsum("bqnd,bknd->bnqk", query, key) / math.sqrt(8)
+    probabilities = scores.where(segment_mask(segments), -torch.inf).softmax(-1)
+    plain = torch.einsum("bnqk,bknd->bqnd", torch.where(keep, probabilities / 0.7, 0.0), value)
+    assert torch.allclose(out, plain, atol=1e-6)
+    for one, other in zip(gradients, torch.autograd.grad(plain, (query, key, value), slope), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_draws_are_kept_with_their_probability_and_independent() -> None:
+    torch.manual_seed(0)
+    for dropout in (0.1, 0.5, 0.0001):
+        keep = kept((7, 3, 333, 333), dropout)
+        count = keep.numel()
+        rate = keep.sum().item() / count
+        assert abs(rate - (1 - dropout)) < 5 * math.sqrt(dropout * (1 - dropout) / count) + 2**-16
+        for distance in (1, 2, 3, 4):
+            first, second = keep.flatten()[:-distance], keep.flatten()[distance:]
+            both = (~first & ~second).sum().item() / count
+            assert abs(both - dropout**2) < 5 * math.sqrt(dropout**2 / count) + 2**-15 * dropout
+    assert not torch.equal(kept((999,), 0.5), kept((999,), 0.5))
+
+
+def test_dropout_on_a_cpu_keeps_no_probabilities() -> None:
+    """Probabilities are T x T in floats; what is kept for the backward pass is T x D, and a byte for each draw."""
+    query, key, value = (torch.randn(1, 200, 2, 8, requires_grad=True) for _ in range(3))
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        attend(query, key, value, EVERYTHING, 0.1)
+    assert max(sizes) == 200 * 200 * 2 and sum(sizes) < 2 * 200 * 200 * 2
 
 
 def test_the_kernel_is_named() -> None:
     plain, dropout = small_config(), small_config(attention_probs_dropout_prob=0.1)
     documents = small_config(boundaries="document")
     assert kernel_name(plain, CPU, torch.float32, 40) == "flash"
-    assert kernel_name(dropout, CPU, torch.bfloat16, 40) == "math, recomputed"
+    assert kernel_name(dropout, CPU, torch.bfloat16, 40) == "recomputed"
     assert kernel_name(documents, CPU, torch.float32, 40) == "flash, document mask"
     assert kernel_name(
         small_config(boundaries="document", num_attention_heads=3, hidden_size=72), GPU, torch.bfloat16, 40
