@@ -3,16 +3,23 @@
 CPU time of one core; what is compared takes turns, slice by slice of the texts.
 """
 
+import contextlib
+import io
+import os
 import random
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from transformers import BioGptTokenizer
+from subword_nmt.learn_bpe import learn_bpe
+from transformers import AutoTokenizer, BioGptTokenizer
 
+from data import moses
+from data.bpe import learn_merges
 from data.tokenizer import Tokenizer
 from tests.bench.corpus import peak
 from tests.bench.machine import machine
@@ -68,9 +75,42 @@ def text_to_ids(folder: Path, texts: list[str]) -> list[Row]:
     ]
 
 
+def fast_tokenizer(folder: Path, texts: list[str]) -> Row:
+    """`tokenizer.json` in batches on one thread, beside the slow tokenizer."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    slow, fast = BioGptTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    took, differing = np.zeros((SLICES, 2)), 0
+    for index in range(SLICES):
+        some, found = texts[index * len(texts) // SLICES : (index + 1) * len(texts) // SLICES], []
+        for column, tokenizer in enumerate((slow, fast)):
+            before = time.process_time()
+            found.append(tokenizer(some)["input_ids"])
+            took[index, column] = time.process_time() - before
+        differing += sum(ours != theirs for ours, theirs in zip(*found, strict=True))
+    against = "transformers' slow `BioGptTokenizer`"
+    return ratio(f"fast tokenizer, batches, one thread; {differing} differing of {len(texts):,}", against, took, 1, 4)
+
+
+def learning(texts: list[str]) -> Row:
+    """10,000 merges from the word counts of the texts, beside subword-nmt's."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(moses.tokenize(text))
+    learned, took = io.StringIO(), np.zeros((1, 2))
+    before = time.process_time()
+    with contextlib.redirect_stderr(io.StringIO()):
+        learn_bpe([f"{word} {count}" for word, count in counts.items()], learned, 10_000, is_dict=True)
+    took[0, 0] = time.process_time() - before
+    before = time.process_time()
+    merges = learn_merges(counts, 10_000)
+    took[0, 1] = time.process_time() - before
+    assert [" ".join(merge) for merge in merges] == learned.getvalue().split("\n")[1:-1]
+    return ratio("learn 10,000 merges, identical", "`subword_nmt.learn_bpe`", took, 1, 10)
+
+
 def ratio(what: str, against: str, took: np.ndarray, column: int, least: int) -> Row:
     theirs, ours = took[:, 0].sum(), took[:, column].sum()
-    return what, against, f"{ours:.2f} s, {theirs:.1f} s: {theirs / ours:.0f}x", f"{least}x"
+    return what, against, f"{ours:.2f} s, {theirs:.1f} s: {theirs / ours:.1f}x", f"{least}x"
 
 
 def memory(folder: Path) -> Row:
@@ -83,7 +123,8 @@ def main() -> None:
     """Measure everything and print the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = published_biogpt(Path(temporary))
-        rows = [*text_to_ids(folder, shared_texts()), memory(folder)]
+        texts = shared_texts()
+        rows = [*text_to_ids(folder, texts), learning(texts), fast_tokenizer(folder, texts), memory(folder)]
     print(f"\n{machine()}\n\n| what | against | measured | at least |\n|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")

@@ -6,9 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from data.bpe import END_OF_WORD
 from data.medline import Citation, read_medline
-from data.tokenizer import SPECIAL_TOKENS, write_tokenizer_files
+from data.tokenizer import tokenizer_from_biogpt
 from tests.shared import SHARED
 
 with warnings.catch_warnings():  # it misses its optional GPU kernels
@@ -52,11 +51,6 @@ def texts_of(file: Path) -> list[str]:
 
 
 def published_biogpt(folder: Path) -> Path:
-    """The folder, with BioGPT's published merges and dictionary as transformers' files."""
-    published = SHARED / "tokenizers" / "biogpt"
-    tokens = [line.rsplit(" ", 1)[0] for line in (published / "dict.txt").read_text(encoding="utf-8").splitlines()]
-    names = [token[:-2] if token.endswith("@@") else token + END_OF_WORD for token in tokens]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*SPECIAL_TOKENS, *names]))}
-    write_tokenizer_files(folder, vocabulary, [])
-    (folder / "merges.txt").write_bytes((published / "bpecodes").read_bytes())
+    """The empty folder, with BioGPT's published merges and dictionary as transformers' files."""
+    tokenizer_from_biogpt(SHARED / "tokenizers" / "biogpt", folder)
     return folder
