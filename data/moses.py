@@ -28,15 +28,14 @@ from sacremoses import MosesTokenizer
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
 BEFORE = ("", "A\n")  # neighbours that a piece may have: words have no line feed
 AFTER = ("", "\na", "\n0", "\nA")
-BATCH_BYTES = 8_000_000  # of text, that are worked on together
+BATCH_BYTES = 16_000_000  # of text, that are worked on together
 PIECES_TOGETHER = 10_000
 SEPARATOR = "\ue000"  # neither letter nor digit: it stands apart, and what is beside it is as beside a space
+CONTROL = r"[\x00-\x08\x0e-\x1b]"
+WHITE_SPACE = "[\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # but for the space itself
 # Moses must see that such a piece is first or last in its text, or it holds what would separate it from others.
-ALONE = re.compile(rf"^,|['\x00-\x08\x0e-\x1f{SEPARATOR}]")
-WHITE_SPACE = (
-    "[\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # to Python, but for the space
-)
-STOP, APOSTROPHE_LAST, APOSTROPHE_FIRST, COMMA_FIRST, LOWER_FIRST, DIGIT_FIRST = (1 << bit for bit in range(6))
+ALONE = re.compile(rf"^,|['{SEPARATOR}]|{CONTROL}")
+STOP, APOSTROPHE_LAST, APOSTROPHE_FIRST, COMMA_FIRST, LOWER_FIRST, DIGIT_FIRST, BLANK, JUNK = (1 << n for n in range(8))
 
 
 class _Padding(dict[int, str]):
@@ -123,24 +122,30 @@ class Pieces:
 
 def take_apart(texts: pa.Array) -> Pieces:
     """The pieces of texts (strings without nulls). No Python runs per word."""
-    words, ends, junk = _split(texts)
+    words, ends = _split(texts)
     encoded = words.dictionary_encode()
-    codes, vocabulary = encoded.indices.to_numpy().copy(), pc.ascii_trim(encoded.dictionary, " ")
-    distinct, edges = vocabulary.to_pylist(), _edges(vocabulary)[codes]
+    vocabulary = pc.utf8_trim(pc.replace_substring_regex(encoded.dictionary, WHITE_SPACE, " "), " ")
+    codes, distinct = encoded.indices.to_numpy(), vocabulary.to_pylist()
+    edges = _edges(vocabulary)[codes]
+    blank = np.flatnonzero(edges & BLANK)
+    codes, edges, ends = np.delete(codes, blank), np.delete(edges, blank), ends - np.searchsorted(blank, ends)
     last = np.zeros(len(codes), bool)
     last[ends[ends > 0] - 1] = True
     _add_neighbours(codes, distinct, edges, last)
+    junk = np.flatnonzero(edges & JUNK)
     met = np.flatnonzero((edges[:-1] & APOSTROPHE_LAST > 0) & (edges[1:] & APOSTROPHE_FIRST > 0) & ~last[:-1])
-    whole = np.union1d(junk, np.searchsorted(ends, met, "right"))
+    whole = np.unique(np.searchsorted(ends, np.append(junk, met), "right"))
     pieces = Pieces(distinct, codes, ends)
     return _with_whole_texts(texts, whole, pieces) if len(whole) else pieces
 
 
-def _split(texts: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """The words of texts, with some of the spaces beside them; each text's end in them; which texts hold control
-    characters. The words are slices of one buffer: none is copied.
+def _split(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """What stands between spaces in texts, with some of the spaces, and for each text the index after its last.
+
+    All are slices of one buffer: none is copied. Other white space than the space is left in them, for here is what
+    costs: words are looked at when each stands once.
     """
-    texts = pc.utf8_trim(pc.replace_substring_regex(texts, WHITE_SPACE, " "), " ")
+    texts = pc.utf8_trim(texts, " ")
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[: offsets[-1]]
     is_end = content == ord(" ")
@@ -149,12 +154,11 @@ def _split(texts: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     word_ends = np.flatnonzero(is_end) + 1
     word_offsets = np.append(offsets[:1], word_ends).astype(np.int32)
     words = pa.StringArray.from_buffers(len(word_ends), pa.py_buffer(word_offsets), texts.buffers()[2])
-    junk = np.searchsorted(offsets, np.flatnonzero(content < ord(" ")), "right") - 1
-    return words, np.searchsorted(word_ends, offsets[1:], "right"), junk
+    return words, np.searchsorted(word_ends, offsets[1:], "right")
 
 
 def _edges(words: pa.Array) -> np.ndarray:
-    """Of each word, as bits, what matters of its first and last character; uint8."""
+    """Of each word, as bits, what its and its neighbours' tokens depend on; uint8."""
     first = pc.utf8_slice_codeunits(words, 0, 1)
     edges = np.zeros(len(words), np.uint8)
     for bit, mask in (
@@ -164,6 +168,8 @@ def _edges(words: pa.Array) -> np.ndarray:
         (COMMA_FIRST, pc.equal(first, ",")),
         (LOWER_FIRST, pc.is_in(first, pa.array(sorted(MosesTokenizer.IsLower)))),
         (DIGIT_FIRST, pc.is_in(first, pa.array(list("0123456789")))),
+        (BLANK, pc.equal(words, "")),
+        (JUNK, pc.match_substring_regex(words, CONTROL)),
     ):
         edges[mask.to_numpy(False)] |= bit
     return edges

@@ -26,7 +26,7 @@ from tests.bench.machine import machine
 from tests.data.reference import published_biogpt, texts_of
 from tests.shared import SHARED
 
-SLICES = 8  # of the texts, of which the first half warms the memory
+SLICES = 4  # of the texts, of which the first half warms the memory
 Row = tuple[str, str, str, str]
 WORDS = 10_000_000
 STREAM = f"""

@@ -3,7 +3,6 @@
 import random
 
 import pyarrow as pa
-import pyarrow.compute
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -101,11 +100,26 @@ def test_nasty_texts_equal_sacremoses(texts: list[str]) -> None:
 
 
 def test_white_space_in_bulk_is_pythons() -> None:
-    """Of every character that there is."""
+    """Which of all characters are; and each of them where Moses looks at neighbours."""
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    words = pyarrow.compute.utf8_split_whitespace(pa.array([f"x{character}y" for character in characters]))  # type: ignore[attr-defined]
-    lengths = pyarrow.compute.list_value_length(words).to_pylist()  # type: ignore[attr-defined]
-    assert [length == 2 for length in lengths] == [character.isspace() for character in characters]
+    found = moses.pc.match_substring_regex(pa.array(characters), moses.WHITE_SPACE).to_pylist()
+    assert found == [character.isspace() and character != " " for character in characters]
+    spaces = [character for character in characters if character.isspace()]
+    patterns = [
+        "vs.{}a",
+        "vs. {} a",
+        "'{}'",
+        "5'{}'5",
+        "5' {}'5",
+        "{}'a{}",
+        " {},5",
+        "a'{} ",
+        "x{}{}y.",
+        "{}",
+        " {} {} ",
+    ]
+    texts = [pattern.replace("{}", space) for pattern in patterns for space in spaces]
+    assert count_differences(texts) == (0, 0)
 
 
 def test_batches_are_all_texts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
