@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
@@ -77,8 +76,8 @@ def _load(tokenizer: Path, hashes: str) -> Tokenizer:
 def tokenize_rows(tokenizer: Path, file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A row group of a corpus file -> a part in its order, and its PMIDs beside it. Returns counts."""
     part, loaded = folder / "part", _load(tokenizer, str(settings["tokenizer"]))
-    rows = pq.ParquetFile(file).read_row_group(settings["row_group"], columns=["pmid", "text"]).combine_chunks()
-    text = pa.concat_arrays(rows["text"].chunks)
+    rows = pq.ParquetFile(file).read_row_group(settings["row_group"], columns=["pmid", "text"])
+    text = rows["text"].combine_chunks()
     ids, lengths = loaded.encode_batch(text)
     with whole_file(part.with_name(part.name + ".bin")) as stream:
         stream.write(np.insert(ids, np.cumsum(lengths), EOS_ID).tobytes())

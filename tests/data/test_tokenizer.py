@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sacremoses import MosesTokenizer
+from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from subword_nmt.apply_bpe import BPE
 from transformers import AutoTokenizer, BioGptTokenizer
 
@@ -20,7 +20,15 @@ from data.bpe import END_OF_WORD, learn_merges
 from data.corpus import make_corpus
 from data.files import UserError
 from data.sample import write_sample
-from data.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, make_vocabulary, train_tokenizer, write_tokenizer_files
+from data.tokenizer import (
+    SPECIAL_TOKENS,
+    UNK_ID,
+    Tokenizer,
+    make_vocabulary,
+    normalize,
+    train_tokenizer,
+    write_tokenizer_files,
+)
 from tests.data.citations import citation, write_file
 from tests.data.killed import kill_at_call
 from tests.data.nasty import nasty
@@ -158,6 +166,32 @@ def test_bulk_ids_equal_transformers_on_all_abstracts(name: str, ours: Tokenizer
     differences = sum(mine != theirs for mine, theirs in zip(in_bulk(ours, texts), expected, strict=True))
     print(f"{name}: {len(texts)} texts, {sum(map(len, expected))} ids: {differences} texts differ")
     assert differences == 0 and len(texts) > 1_000
+
+
+quoted = st.lists(
+    st.one_of(nasty, st.sampled_from("()[]%:;,.!?`'\"„“”–—´‘’‚…«»\xa0º \r")), min_size=1, max_size=30
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(quoted, min_size=1, max_size=5))
+def test_punctuation_is_normalised_as_sacremoses_does(texts: list[str]) -> None:
+    assert normalize(pa.array(texts)).to_pylist() == [MosesPunctNormalizer("en").normalize(text) for text in texts]
+
+
+@needs_shared
+def test_punctuation_of_real_texts_is_normalised_as_sacremoses_does() -> None:
+    normalizer, texts = (
+        MosesPunctNormalizer("en"),
+        [text for name in FILES for text in texts_of(ABSTRACTS / name)[:400]],
+    )
+    expected = [normalizer.normalize(text) for text in texts]
+    differences = sum(
+        ours != theirs for ours, theirs in zip(normalize(pa.array(texts)).to_pylist(), expected, strict=True)
+    )
+    changed = sum(text != other for text, other in zip(texts, expected, strict=True))
+    print(f"{len(texts)} texts, {changed} of them changed, {differences} differences")
+    assert differences == 0 and changed > 500
 
 
 # Special tokens in a text
