@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Iterable
 
-from sacremoses import MosesPunctNormalizer, MosesTokenizer
+from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+from sacremoses.util import CJKChars
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from data.bpe import END_OF_WORD, Merge, Segmenter
@@ -38,6 +39,8 @@ LETTER_OR_NUMBER = _ranges(set(MosesTokenizer.IsAlpha) | set(MosesTokenizer.IsN)
 LOWER = _ranges(MosesTokenizer.IsLower)
 OTHER = rf"[^{LETTER_OR_DIGIT}{WHITE_SPACE}.'`,\-]"
 UNCONSUMED = r"(?:\A|(?!\G))"
+JOINT, CLOSING = "\x01", "\x02"  # no token holds a control character
+STARTS, ENDS = rf"(?<![^ {JOINT}{CLOSING}])", rf"(?![^ {JOINT}{CLOSING}])"  # a token's two ends
 
 
 def _final_full_stop() -> str:
@@ -95,11 +98,69 @@ def _punctuation_rules() -> list[tuple[str, str]]:
     return [step for rule in rules for step in rewritten.get(rule[0], [rule])]
 
 
+def _detokenizer_rules() -> list[tuple[str, str]]:
+    """(expression, replacement) for sacremoses' `MosesDetokenizer("en").detokenize`, of tokens with spaces between.
+
+    A space that is to go becomes JOINT first (CLOSING before a closing quote), so that each rule sees all tokens.
+    """
+    punctuation, money = r",.?!:;\\%}\])", rf"{_ranges(MosesDetokenizer.IsSc)}(\[{{¿¡"
+    letter, cjk = _ranges(MosesDetokenizer.IsAlpha), "".join(rf"\x{{{a:x}}}-\x{{{b:x}}}" for a, b in CJKChars().ranges)
+    unescapes = [(plain.pattern, text) for plain, text in MosesDetokenizer.MOSES_UNESCAPE_XML_REGEXES]
+    return [
+        (r"\A| *\z", " "),
+        (" @-@ ", "-"),
+        *unescapes,
+        (r"\A +| +\z", ""),
+        (" +", " "),
+        *_quote_rules('["„“]', ""),
+        *_quote_rules("`", ""),
+        *_quote_rules("``", ""),
+        *_quote_rules("''", ""),
+        *_quote_rules("'", "(?<!s )"),
+        (rf"{STARTS}[{money}]+\K ", JOINT),
+        (rf" (?=[{punctuation}]+{ENDS})", JOINT),
+        (rf" (?='[{letter}])", JOINT),
+        (rf"(?<=[{cjk}]) (?=[{cjk}])", JOINT),
+        (f"[{JOINT}{CLOSING}]", ""),
+    ]
+
+
+def _quote_rules(quote: str, opens: str) -> list[tuple[str, str]]:
+    """Of the tokens `quote` the first opens, the next closes, and so on; `opens` looks behind one that may open.
+
+    A match begins where the last ended, at its closing quote, and goes over an opening one to the space before the
+    next. One that neither opens nor closes is the apostrophe of "the Jones' house".
+    """
+    any_quote, opening = f"{STARTS}{quote}{ENDS}", f"{STARTS}{opens}{quote}{ENDS}"
+    to_closing = rf"(?:(?!{opening}).)*{opening}(?:(?!{any_quote}).)*\K[ {JOINT}](?={any_quote})"
+    return [
+        (rf"(?:\A|\G(?!\A){quote}){to_closing}", CLOSING),
+        (rf"(?<![^ {JOINT}]){opens}{quote}{ENDS}\K ", JOINT),
+        *([(rf"(?<=s) (?={quote}{ENDS})", JOINT)] if opens else []),
+    ]
+
+
+def _unknown_endings(merges: list[Merge], missing: list[str]) -> list[str]:
+    """Expressions for ends of words that would come out as tokens which are missing: `<unk>` to the slow tokenizer.
+
+    BioGPT has one, "evertheless", which "N" and "n" go before. Where one of them begins the letters of a word it is
+    joined; after other letters it may not be, and then a word that is misspelt so has an `<unk>` too many.
+    """
+    segment, expressions = Segmenter(merges), []
+    for token in missing:
+        word = token.removesuffix(END_OF_WORD)
+        if word != token and word.isalpha() and segment(word) == [token]:  # others are pieces of Moses' escapes
+            joined = "".join(first for first, second in merges if second == token and len(first) == 1)
+            free = rf"(?:(?<![{joined}])|(?<=[{LETTER}][{joined}]))" if joined else ""
+            expressions.append(rf"{free}{word}(?![^ ])")
+    return expressions
+
+
 def make_fast_tokenizer(vocabulary: dict[str, int], merges: list[Merge], normalize_punctuation: bool) -> Tokenizer:
     """The pipeline text -> `</s>` and ids, as transformers' slow BioGptTokenizer gives them.
 
     The model of `tokenizers` wants every part and product of a merge in its vocabulary: those that are missing (17 of
-    BioGPT's) get the ids after the last. A word that one of them would stand for gives `<unk>`, as it does there.
+    BioGPT's) get the ids after the last, and never come out.
     """
     parts = dict.fromkeys(token for first, second in merges for token in (first, second, first + second))
     missing = [token for token in parts if token not in vocabulary]
@@ -108,16 +169,13 @@ def make_fast_tokenizer(vocabulary: dict[str, int], merges: list[Merge], normali
     steps = [normalizers.Replace(Regex(expression), replacement) for expression, replacement in rules]
     for expression, replacement in MosesTokenizer.MOSES_ESCAPE_XML_REGEXES:
         steps.append(normalizers.Replace(expression.pattern.removeprefix("\\"), replacement))
-    segment = Segmenter(merges)
-    for token in missing:
-        word = token.removesuffix(END_OF_WORD)
-        if word != token and segment(word) == [token]:
-            steps.append(normalizers.Replace(Regex(rf"(?<![^ ]){re.escape(word)}(?![^ ])"), STRANGER))
+    steps += [normalizers.Replace(Regex(expression), STRANGER) for expression in _unknown_endings(merges, missing)]
     fast = Tokenizer(models.BPE(whole, merges, unk_token="<unk>", end_of_word_suffix=END_OF_WORD, fuse_unk=False))
     fast.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     start = ("</s>", vocabulary["</s>"])
     fast.post_processor = processors.TemplateProcessing("</s> $A", "</s> $A </s> $B:1", [start])  # type: ignore
-    fast.decoder = decoders.BPEDecoder(END_OF_WORD)  # type: ignore[assignment]
+    joins = [decoders.Replace(Regex(expression), replacement) for expression, replacement in _detokenizer_rules()]
+    fast.decoder = decoders.Sequence([decoders.BPEDecoder(END_OF_WORD), decoders.Fuse(), *joins])  # type: ignore
     fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return fast

@@ -80,7 +80,7 @@ def export(run: Path, out: Path, shards: Path | None = None) -> dict[str, Any]:
         write_hf_files(folder, decoder, run / "tokenizer")
         checks = verify(folder, decoder, recipe, state, stream)
         counts = {"step": state["step"], "parameters": decoder.config.parameter_count(), **checks}
-        card = model_card(run, state, counts, recipe, read_manifest(shards, "shards"))
+        card = model_card(run, state, counts, recipe, read_manifest(shards, "shards"), unused_ids(folder))
         (folder / "README.md").write_text(card, encoding="utf-8")
         return counts
 
@@ -168,10 +168,22 @@ def verify(
     return {"recorded_loss": recorded, "held_out": found, "largest_logit_difference": difference}
 
 
-def model_card(run: Path, state: dict[str, Any], counts: dict[str, Any], recipe: Recipe, shards: dict[str, Any]) -> str:
-    """README.md of the exported folder: data, recipe, losses."""
+def unused_ids(folder: Path) -> int:
+    """How many tokens `tokenizer.json` has behind the vocabulary: those that its merges need and no text gives."""
+    if not (folder / "tokenizer.json").is_file():
+        return 0
+    return len(read_json(folder / "tokenizer.json")["model"]["vocab"]) - len(read_json(folder / "vocab.json"))
+
+
+def model_card(
+    run: Path, state: dict[str, Any], counts: dict[str, Any], recipe: Recipe, shards: dict[str, Any], unused: int
+) -> str:
+    """README.md of the exported folder: data, recipe, losses. unused: see `unused_ids`."""
     data, held_out = shards["counts"], counts["held_out"]
-    settings = json.dumps(recipe.model_dump(exclude={"data": True, "train": {"run"}}), indent=2)
+    no_paths = {"data": True, "train": {"run"}, "model": {"weights"}, "deepspeed": {"config"}}
+    settings = json.dumps(recipe.model_dump(exclude=no_paths), indent=2)
+    origin = "trained on from given weights" if recipe.model.weights else "pretrained from scratch"
+    longer = f" `len(tokenizer)` is {unused} above the model's vocabulary; those ids never come out." if unused else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -180,7 +192,7 @@ tags: [biogpt, biomedical, pretraining]
 ---
 # {run.resolve().name}
 
-A BioGPT-shaped causal language model of {counts["parameters"]:,} parameters, pretrained from scratch with
+A BioGPT-shaped causal language model of {counts["parameters"]:,} parameters, {origin} with
 biogpt-pretrain on titles and abstracts in PubMed's format.
 
 | | |
@@ -192,7 +204,7 @@ biogpt-pretrain on titles and abstracts in PubMed's format.
 | the same loss as the run recorded it | {counts["recorded_loss"]:.4f} |
 
 A text begins with `</s>`, which the tokenizer puts in front. A literal `</s>`, `<pad>` or `<unk>` inside a text was
-text in training; transformers' tokenizer reads it as the special token.
+text in training; transformers' tokenizer reads it as the special token.{longer}
 
 ```json
 {settings}
@@ -202,14 +214,14 @@ text in training; transformers' tokenizer reads it as the special token.
 
 def generate(folder: Path, prompt: str, max_new_tokens: int, sample: bool, seed: int) -> str:
     """Continue a prompt with transformers' own generation. The result includes the prompt."""
-    from transformers import BioGptTokenizer
+    from transformers import AutoTokenizer
 
     device = best_device()
     model = load_hf(folder, device)
     for name in TOKENIZER_FILES[:2]:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file; the folder has no tokenizer")
-    tokenizer = BioGptTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
     room = model.config.max_position_embeddings - encoded["input_ids"].shape[1]

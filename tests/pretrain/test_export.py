@@ -91,6 +91,18 @@ def test_the_model_card_tells_data_recipe_and_losses(hf: Path, run: Path, sample
     assert read_manifest(hf, "hf")["files"].keys() >= {"config.json", "model.safetensors", "vocab.json", "README.md"}
 
 
+def test_a_tokenizer_longer_than_the_vocabulary_is_said_in_the_card(hf: Path, run: Path, tmp_path: Path) -> None:
+    """As with BioGPT's published tokenizer."""
+    assert "above the model's vocabulary" not in (hf / "README.md").read_text()
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] |= {"qqx": len(content["model"]["vocab"]), "qqy": len(content["model"]["vocab"]) + 1}
+    path.write_text(json.dumps(content))
+    export(tmp_path / "run", tmp_path / "hf")
+    assert "`len(tokenizer)` is 2 above the model's vocabulary" in (tmp_path / "hf" / "README.md").read_text()
+
+
 def test_a_wrong_map_of_weights_is_found_and_nothing_appears(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
