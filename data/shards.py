@@ -52,6 +52,7 @@ def make_shards(
 
     def fill(folder: Path) -> dict[str, Any]:
         done = run_tasks(work, tasks, workers, "shards: tokenizing")
+        _load.cache_clear()  # where this process was the worker
         counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
         for split in splits:
             of_split = [index for index, task in enumerate(tasks) if task.source.name.startswith(f"{split}-")]
