@@ -12,7 +12,7 @@ from subword_nmt.apply_bpe import BPE
 from subword_nmt.learn_bpe import learn_bpe
 from transformers import BioGptTokenizer
 
-from data import moses
+from data import bpe, moses
 from data.bpe import END_OF_WORD, Merge, Segmenter, learn_merges
 from data.medline import Citation, read_medline
 from tests.shared import NLM, SHARED, needs_shared
@@ -77,11 +77,13 @@ def test_merges_of_real_text_equal_subword_nmts(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(400))
-def test_merges_of_random_text_equal_subword_nmts(seed: int) -> None:
-    """Few letters, so that ties, overlaps (aaa) and the stop at pairs seen once all happen."""
+def test_merges_of_random_text_equal_subword_nmts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few letters, so that ties, overlaps (aaa), symbols made twice and the stop at pairs seen once all happen."""
     rng = random.Random(seed)
-    letters = rng.choice(("ab", "abc", "aé中-", "abcdefgh"))
-    words = ["".join(rng.choices(letters, k=rng.randint(1, 7))) for _ in range(rng.randint(2, 60))]
+    monkeypatch.setattr(bpe, "MANY", rng.choice((0, 3, 128)))  # the ways for many occurrences and for few
+    letters = rng.choice(("ab", "abc", "aé中-", "abcdefgh", "aab"))
+    longest, most = rng.choice((4, 7, 20)), rng.choice((20, 60, 200))
+    words = ["".join(rng.choices(letters, k=rng.randint(1, longest))) for _ in range(rng.randint(2, most))]
     lines = [" ".join(words), "ab ba"]
     merges = rng.choice((0, 1, 5, 400))
     ours = learn_merges(Counter(" ".join(lines).split()), merges)

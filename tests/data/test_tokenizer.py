@@ -273,6 +273,19 @@ def test_training_texts_hold_no_unknown_token(folder: Path, ours: Tokenizer) -> 
     assert UNK_ID in ours.encode("\ud7a3 \U0001f9ec")
 
 
+def test_min_word_count_leaves_rare_words_out_of_the_merges_alone(
+    folder: Path, training_words: Counter[str], tmp_path: Path
+) -> None:
+    manifest = train_tokenizer(
+        folder / "corpus", tmp_path / "some", merges=300, min_count=1, workers=1, min_word_count=20
+    )
+    frequent = Counter({word: count for word, count in training_words.items() if count >= 20})
+    assert 0 < len(frequent) < len(training_words)
+    assert read_merges(tmp_path / "some") == learn_merges(frequent, 300) != learn_merges(training_words, 300)
+    assert_vocabulary(tmp_path / "some", training_words, 1)  # every word has its tokens all the same
+    assert manifest["request"]["min_word_count"] == 20
+
+
 def test_min_count_leaves_rare_types_out(folder: Path, training_words: Counter[str], tmp_path: Path) -> None:
     """Of 20 merges no part is rare, so that min_count bites."""
     counts = train_tokenizer(folder / "corpus", tmp_path / "all", merges=20, min_count=1, workers=1)["counts"]
