@@ -179,6 +179,7 @@ def _serve(connection: Connection, work: Work) -> None:
 def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tuple[int, Outcome]]:
     try:
         import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--cluster: Ray is not installed; pip install 'biogpt-pretrain[cluster]'") from None
     _connect(ray, cluster.address)
@@ -192,7 +193,7 @@ def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tup
         index = pending.pop(reference)
         try:
             outcome = ray.get(reference)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             outcome = f"{tasks[index].source}: {type(error).__name__} {ATTEMPTS} times (killed, out of memory?)"
         yield index, outcome
 
