@@ -4,9 +4,12 @@ Tokens are written as transformers' BioGptTokenizer writes them: the last piece 
 stand bare. (fastBPE and fairseq write `tok` for `tok</w>` and `tok@@` for `tok`.)
 """
 
+import gc
 from array import array
 from bisect import insort
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
@@ -26,15 +29,28 @@ def learn_merges(word_counts: Counter[str], merges: int) -> list[Merge]:
     """At most `merges` merges, in order: those of subword-nmt's `learn_bpe`, with its stop at pairs seen once."""
     if not any(len(word) > 1 for word in word_counts):
         return []  # nothing to merge
-    pairs, learned = _Pairs(word_counts), []
-    for index in range(merges):
-        best, count = pairs.best(index)
-        if count < MIN_PAIR_COUNT:
-            break
-        learned.append(pairs.merge(best))
-        if index % 100 == 0:
-            pairs.prune()
-    return learned
+    with _no_garbage_collection():
+        pairs, learned = _Pairs(word_counts), []
+        for index in range(merges):
+            best, count = pairs.best(index)
+            if count < MIN_PAIR_COUNT:
+                break
+            learned.append(pairs.merge(best))
+            if index % 100 == 0:
+                pairs.prune()
+        return learned
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing here makes cycles, and collections that look through all that was imported take a quarter of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Words:
