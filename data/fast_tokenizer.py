@@ -46,7 +46,7 @@ STARTS, ENDS = rf"(?<![^ {JOINT}{CLOSING}])", rf"(?![^ {JOINT}{CLOSING}])"  # a 
 def _final_full_stop() -> str:
     """The full stop of a word that is no abbreviation: sacremoses' `handles_nonbreaking_prefixes`."""
     moses = MosesTokenizer(lang="en")
-    numeric = set(moses.NUMERIC_ONLY_PREFIXES)
+    numeric = sorted(moses.NUMERIC_ONLY_PREFIXES)
     listed = "|".join(re.escape(prefix) for prefix in moses.NONBREAKING_PREFIXES if prefix.isalnum() and
                       prefix not in numeric)  # fmt: skip
     return (

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from transformers import AutoTokenizer, BioGptTokenizer
 
 from data.files import UserError
 from data.tokenizer import Tokenizer, tokenizer_from_biogpt
-from tests.shared import SHARED, needs_shared
+from tests.shared import ROOT, SHARED, needs_shared
 
 pytestmark = needs_shared
 BIOGPT = SHARED / "tokenizers" / "biogpt"
@@ -177,6 +180,19 @@ def test_save_and_reload(texts: list[str], fast: Any, tmp_path: Path) -> None:
     fast.save_pretrained(tmp_path)
     again: Any = AutoTokenizer.from_pretrained(tmp_path)
     assert again(texts[:200])["input_ids"] == fast(texts[:200])["input_ids"]
+
+
+def test_the_file_does_not_depend_on_the_seed_of_hashes() -> None:
+    """Python draws the order of sets anew in each process."""
+    code = (
+        "import sys; from data.fast_tokenizer import make_fast_tokenizer;"
+        "print(make_fast_tokenizer({'<s>': 0, '<pad>': 1, '</s>': 2, '<unk>': 3}, [('a', 'b</w>')], True).to_str())"
+    )
+    written = set()
+    for seed in "123":
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        written.add(subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True).stdout)
+    assert len(written) == 1 and len(written.pop()) > 10_000
 
 
 def test_a_folder_without_biogpts_files_is_refused(tmp_path: Path) -> None:
