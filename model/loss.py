@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
-"""Logits of a chunk. On a GPU large enough that adding up the weight's gradient costs little beside the products."""
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+"""Logits of a chunk: so many that adding up the weight's gradient costs little beside the products."""
 ChunkLoss = Callable[..., tuple[Tensor, ...]]
 
 

@@ -101,7 +101,8 @@ def loss_step(contender: Contender, config: DecoderConfig) -> Step:
     rows, device = contender.tokens(), torch.device(contender.device)
     hidden = torch.randn(rows, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
     words = config.padded_vocab_size if contender.kind == "our loss" else config.vocab_size
-    weight = torch.randn(words, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(words, config.hidden_size, device=device) * config.hidden_size**-0.5  # logits as a model's
+    weight = weight.to(torch.bfloat16).requires_grad_()
     targets = torch.randint(4, config.vocab_size, (rows,), device=device)
 
     def step(number: int, micro_batch_size: int) -> None:
@@ -150,6 +151,7 @@ def serve(contender: Contender, pipe: Any) -> None:
         step(number, contender.micro_batch_size)
     memory.reset()
     number = WARM_UP
+    pipe.send("ready")
     while pipe.recv():
         synchronize(contender.device)
         before = time.perf_counter()
@@ -203,6 +205,8 @@ def race(contenders: dict[str, Contender], rounds: int) -> dict[str, tuple[float
     started = {name: start(serve, contender) for name, contender in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = dict.fromkeys(contenders, 0.0)
+    for _, pipe in started.values():
+        assert pipe.recv() == "ready"  # none is timed while another is warming up
     for _ in range(rounds):
         for name, (_, pipe) in started.items():
             pipe.send(True)
