@@ -5,7 +5,6 @@ stand bare. (fastBPE and fairseq write `tok` for `tok</w>` and `tok@@` for `tok`
 """
 
 import gc
-from array import array
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -101,26 +100,27 @@ class _Pairs:
 
     subword-nmt looks through all pairs for the best at every merge; here pairs of equal count share a level, which is
     sorted when it is reached. A pair whose count has gone down since is found out there, one whose count has gone up is
-    entered anew. All else is done as there, for its counts are not quite exact, and merges depend on them: what it
-    prunes and forgets, what it counts twice, which words it skips.
+    entered anew; pairs below the threshold are in no level. All else is done as there, for its counts are not quite
+    exact, and merges depend on them: what it prunes and forgets, what it counts twice, which words it skips.
 
-    Memory: 60 bytes a letter of the distinct words while it is built (5 million words of 11 letters: 3.6 GB), 30 after.
+    Memory: 63 bytes a letter of the distinct words while it is built (5 million words of 11 letters: 3.4 GB), 40 after.
     """
 
     def __init__(self, word_counts: Counter[str]) -> None:
         self.words = words = _Words(word_counts)
         first = np.flatnonzero((words.symbols[:-1] != BETWEEN) & (words.symbols[1:] != BETWEEN)).astype(np.int32)
         pairs = words.symbols[first].astype(np.int64) * RADIX + words.symbols[first + 1]
-        order = np.argsort(pairs, kind="stable")
-        self.first_places = first[order]  # where each pair stood in the beginning, pair after pair
-        pairs = pairs[order]
-        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-        keys = pairs[starts]
-        self.spans = dict(zip(keys.tolist(), pairwise([*starts.tolist(), len(pairs)]), strict=True))
-        self.later_places: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))
+        self.last_letter = len(words.names) - 1
+        self.sorted_places = {self.last_letter: _sort(pairs, first)}
+        """The later symbol of a pair -> its pairs, where each starts among their places, their places. A pair comes up
+        when the later of its symbols is new."""
+        self.unsorted_places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.more_places: defaultdict[int, list[int]] = defaultdict(list)
+        """Those where a pair came up when neither symbol was new."""
         self.deviations: dict[int, dict[int, int]] = {}
         """pair -> word -> how many more times subword-nmt believes it there than it is."""
-        sums = np.add.reduceat(words.counts[self.first_places], starts).tolist()
+        keys, starts, places = self.sorted_places[self.last_letter]
+        sums = np.add.reduceat(words.counts[places], starts[:-1]).tolist()
         self.counts: dict[int, int] = dict(zip(keys.tolist(), sums, strict=True))
         self.all_counts = dict(self.counts)  # those pruned from `counts` too
         self.threshold = max(self.counts.values()) / 10
@@ -155,31 +155,38 @@ class _Pairs:
         is_new = "".join(merge) not in self.words.numbers
         joined, places = self.words.symbol("".join(merge)), self._places(pair)
         self.counts[pair] = 0
-        by_word = np.full(len(places), not is_new or pair in self.deviations)
-        if first == second and not by_word.any():  # in "aaa" occurrences overlap
-            overlaps = np.isin(self.words.after[places], places)
-            by_word = np.isin(self.words.of(places), self.words.of(places[overlaps]))
-        risen = self._merge_at(places[~by_word], first, second, joined) if not by_word.all() else set()
-        if by_word.any() or pair in self.deviations:
-            risen |= self._merge_by_word(places[by_word], pair, joined)
+        by_word = places[:0]
+        if not is_new or pair in self.deviations:
+            by_word, places = places, by_word
+        elif first == second and len(overlaps := places[np.isin(self.words.after[places], places)]):  # as in "aaa"
+            is_by_word = np.isin(self.words.of(places), self.words.of(overlaps))
+            by_word, places = places[is_by_word], places[~is_by_word]
+        if len(places):
+            self._merge_at(places, first, second, joined)
+        if len(by_word) or pair in self.deviations:
+            self._merge_by_word(by_word, pair, joined)
         self.counts[pair] = 0
-        for each in risen:
-            self._enter(each)
         return merge
 
     def _places(self, pair: int) -> np.ndarray:
         """Where the first symbols of a pair stand now."""
-        if pair in self.spans:
-            start, stop = self.spans[pair]
-            places = self.first_places[start:stop]
-        else:
-            places = np.array(self.later_places.pop(pair, ()), np.int32)
         first, second = divmod(pair, RADIX)
+        later = max(first, second, self.last_letter)
+        if later in self.unsorted_places:
+            self.sorted_places[later] = _sort(*self.unsorted_places.pop(later))
+        places = np.zeros(0, np.int32)
+        if later in self.sorted_places:
+            keys, starts, all_places = self.sorted_places[later]
+            at = int(keys.searchsorted(pair))
+            if at < len(keys) and keys[at] == pair:
+                places = all_places[starts[at] : starts[at + 1]]
+        if pair in self.more_places:
+            places = np.union1d(places, np.array(self.more_places.pop(pair), np.int32))
         symbols, after = self.words.symbols, self.words.after
         return places[(symbols.take(places) == first) & (symbols.take(after.take(places)) == second)]
 
-    def _merge_at(self, places: np.ndarray, first: int, second: int, joined: int) -> set[int]:
-        """Join two different symbols at these places, to one that no word has yet. Returns the pairs that came up."""
+    def _merge_at(self, places: np.ndarray, first: int, second: int, joined: int) -> None:
+        """Join two symbols at these places, to one that no word has yet."""
         symbols, before, after = self.words.symbols, self.words.before, self.words.after
         counts, gone = self.words.counts.take(places), after.take(places)
         left, right = before.take(places), after.take(gone)
@@ -196,11 +203,11 @@ class _Pairs:
         up = np.concatenate([(on_left * RADIX + joined)[inside], (joined * RADIX + on_right)[ends]])
         on_inside = counts[inside]
         self._add(np.concatenate([*down, up]), np.concatenate([-on_inside, -counts[takes], on_inside, counts[ends]]))
-        return self._keep_places(up, np.concatenate([left[inside], places[ends]]))
+        self.unsorted_places[joined] = up, np.concatenate([left[inside], places[ends]])
 
-    def _merge_by_word(self, places: np.ndarray, pair: int, joined: int) -> set[int]:
-        """Join a pair word by word, as subword-nmt accounts for it, right or wrong. Returns the pairs that came up."""
-        (first, second), risen = divmod(pair, RADIX), set()
+    def _merge_by_word(self, places: np.ndarray, pair: int, joined: int) -> None:
+        """Join a pair word by word, as subword-nmt accounts for it, right or wrong."""
+        first, second = divmod(pair, RADIX)
         occurrences, believed = Counter(self.words.of(places).tolist()), self.deviations.pop(pair, {})
         for word in {**occurrences, **believed}:
             if occurrences[word] + believed.get(word, 0) < 1:
@@ -231,13 +238,9 @@ class _Pairs:
                 self._deviate(each, word, changes[each] - true[each] - (occurrences[word] if each == pair else 0))
             count = int(self.words.counts[new_places[0]])
             self._add(np.array([*changes], np.int64), np.array([*changes.values()], np.int64) * count)
-            fresh = [at for at, (left, right) in enumerate(pairwise(new)) if joined in (left, right)]
-            pairs = _pairs(new)
-            self._keep_places(
-                np.array([pairs[at] for at in fresh]), np.array([new_places[at] for at in fresh], np.int32)
-            )
-            risen |= {each for each, change in changes.items() if change > 0}
-        return risen
+            for each, place, neighbours in zip(_pairs(new), new_places, pairwise(new), strict=False):
+                if joined in neighbours:
+                    self.more_places[each].append(place)
 
     def _replace(self, word: int, old_places: list[int], new_places: list[int], new: list[int]) -> None:
         words, linked = self.words, [int(self.words.ends[word]), *new_places, int(self.words.ends[word + 1])]
@@ -257,25 +260,16 @@ class _Pairs:
 
     def _add(self, pairs: np.ndarray, changes: np.ndarray) -> None:
         """Change the counts of pairs, each of which may come several times."""
-        counts, get = self.counts, self.counts.get
+        counts, get, threshold = self.counts, self.counts.get, self.threshold
         if len(pairs) > MANY:
             pairs, index = np.unique(pairs, return_inverse=True)
             changes = np.bincount(index, changes).astype(np.int64)
-        for pair, change in zip(pairs.tolist(), changes.tolist(), strict=True):
+        keys, changes = pairs.tolist(), changes.tolist()
+        for pair, change in zip(keys, changes, strict=True):
             counts[pair] = get(pair, 0) + change
-
-    def _keep_places(self, pairs: np.ndarray, places: np.ndarray) -> set[int]:
-        """Remember where pairs came up. Returns them."""
-        if len(pairs) <= MANY:
-            for pair, place in zip(pairs.tolist(), places.tolist(), strict=True):
-                self.later_places[pair].append(place)
-            return set(pairs.tolist())
-        order = np.argsort(pairs, kind="stable")
-        keys, starts = np.unique(pairs[order], return_index=True)
-        content, stops = places[order].tobytes(), [*starts.tolist()[1:], len(order)]
-        for pair, start, stop in zip(keys.tolist(), starts.tolist(), stops, strict=True):
-            self.later_places[pair].frombytes(content[4 * start : 4 * stop])
-        return set(keys.tolist())
+        for pair in {pair for pair, change in zip(keys, changes, strict=True) if change > 0}:
+            if counts[pair] >= threshold:
+                self._enter(pair)
 
     def _fill_levels(self) -> None:
         self.levels: dict[int, list[int]] = {}
@@ -313,11 +307,19 @@ class _Pairs:
                 if count == height:
                     return pair, height
                 level.pop()
-                if count is not None and count < height:
+                if count is not None and self.threshold <= count < height:
                     self._enter(pair)
             del self.sorted_levels[height]
             heappop(self.heights)
         return -1, 0
+
+
+def _sort(pairs: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs and where each stands, by pair: the different pairs, where each starts among the places, the places."""
+    order = np.argsort(pairs, kind="stable")
+    pairs = pairs[order]
+    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    return pairs[starts], np.append(starts, len(pairs)), places[order]
 
 
 def _pairs(symbols: list[int]) -> list[int]:
