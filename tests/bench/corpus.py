@@ -1,6 +1,7 @@
 """What archive and corpus cost: `python -m tests.bench.corpus` prints a table. Needs `../shared` and the extra bench.
 
-About 6 minutes on two cores. `--files 50` rehearses more files of baseline size; `--kills 0` leaves the kills out.
+About 6 minutes on two cores, 25 with `--files 50`, which rehearses more files of baseline size; `--kills 0` leaves the
+kills out.
 """
 
 import argparse
@@ -15,11 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.cleaning import CLEAN, cleaning_switches, load_corpus_settings
+from data.cleaning import CLEAN, cleaning_switches
 from data.corpus import make_corpus, write_part
 from data.files import describe_files
 from data.sample import write_sample
-from data.shards import make_shards
 from data.tokenizer import train_tokenizer
 from tests.bench.machine import machine
 from tests.data.killed import kill_after, start
@@ -30,7 +30,6 @@ BASELINE_FILES, BASELINE_RECORDS = 1_300, 38_000_000
 PEAK = (
     "import pathlib, re; print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KiB
 )
-PAIRED = 8  # files of baseline size on which two workers are compared with one
 CHOOSE = """
 import sys; import numpy as np; from data.cleaning import CLEAN; from data.choice import Keys, choose_rows
 rows, rng = int(sys.argv[1]), np.random.default_rng(1)
@@ -72,11 +71,17 @@ def parsing(file: Path, folder: Path, rounds: int = 3) -> tuple[float, float, fl
 
 
 def chain(raw: list[Path], tokenizer: Path, out: Path, workers: int) -> tuple[float, float]:
-    """Seconds of corpus and of shards. Duplicates stay: wrapped abstracts come again under new PMIDs."""
+    """Seconds of the commands corpus and shards. Duplicates stay: wrapped abstracts come again under new PMIDs."""
     shutil.rmtree(out, ignore_errors=True)
-    settings = load_corpus_settings(None, ["corpus.drop_duplicates=false"])
-    corpus = seconds(lambda: make_corpus(raw, out / "corpus", 0.002, 0.002, workers, settings))
-    return corpus, seconds(lambda: make_shards(out / "corpus", tokenizer, out / "shards", workers))
+    out.mkdir()
+    corpus = ["corpus", *(str(file.absolute()) for file in raw), "corpus.drop_duplicates=false"]
+    shards = ["shards", "corpus", "--tokenizer", str(tokenizer)]
+    took = []
+    for command in (corpus, shards):
+        command += ["--out", command[0], "--workers", str(workers)]
+        took.append(seconds(lambda command=command: start(out, *command).wait()))
+        assert (out / command[0] / "manifest.json").exists()
+    return took[0], took[1]
 
 
 def size(folder: Path) -> int:
@@ -189,13 +194,11 @@ def main() -> None:
         make_corpus([folder / "small"], folder / "learn", 0.002, 0.002, 2)
         train_tokenizer(folder / "learn", folder / "tokenizer", merges=10_000, min_count=1, workers=2)
         tokenizer = folder / "tokenizer"
-        pairs = [[chain(files[:PAIRED], tokenizer, folder / "full", workers) for workers in (1, 2)] for _ in range(2)]
-        one, two = (min(map(sum, of_workers)) for of_workers in zip(*pairs, strict=True))
-        what = f"`.xml.gz` to shards with a tokenizer, {len(files[:PAIRED])} files of baseline size, 2 workers over 1"
-        rows.append((what, f"{one:.0f} s, {two:.0f} s: {one / two:.2f}x", "1.8x"))
-        all_done = len(files) <= PAIRED
-        took = min((pair[1] for pair in pairs), key=sum) if all_done else chain(files, tokenizer, folder / "full", 2)
-        rows += rehearsal(raw, len(files), took, folder / "full")
+        pairs = [[chain(files, tokenizer, folder / "full", workers) for workers in (1, 2)] for _ in range(2)]
+        one, two = (min(of_workers, key=sum) for of_workers in zip(*pairs, strict=True))
+        what = f"`.xml.gz` to shards with a tokenizer, {len(files)} files of baseline size, 2 workers over 1"
+        rows.append((what, f"{sum(one):.0f} s, {sum(two):.0f} s: {sum(one) / sum(two):.2f}x", "1.8x"))
+        rows += rehearsal(raw, len(files), two, folder / "full")
         worker, second = memory(files[0], tokenizer, folder / "memory")
         rows.append(("peak memory of a worker", f"{worker / 1e9:.2f} GB", "1 GB"))
         what = f"peak memory of pass two at {BASELINE_RECORDS:,} records, by its slope"
