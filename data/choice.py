@@ -2,10 +2,10 @@
 
 The newest record of a PMID is the one of the latest file, and in that file of the highest version. A deletion
 withdraws the occurrences of its PMID and version that stand before it. Filters come after: an old version never comes
-back where the newest is dropped.
+back where the newest is dropped. Other text has no versions, and no title, year or language that could drop it.
 
-Memory: a row's keys are 24 bytes (PMID 8, hash of the text 8, version 2, words 2, and a byte each for deletion, filter,
-cleaning rules and split), so 38 million take 0.9 GB; sorting is done in 16 shares, some 0.2 GB.
+Memory: a row's keys are 26 bytes (PMID 8, hash of the text 8, words 4, version 2, and a byte each for deletion, filter,
+cleaning rules and split), so 38 million take 1.0 GB; sorting is done in 16 shares, some 0.2 GB.
 """
 
 from pathlib import Path
@@ -19,13 +19,16 @@ import pyarrow.parquet as pq
 from data.cleaning import CLEANING, CorpusSection
 from data.hashing import mix64
 from data.near import near_duplicates, repeats
+from data.workers import progress
 
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = len(SPLITS)  # in place of a split's index
-BATCH = 10_000  # rows that are looked at together
+BATCH = 10_000  # rows of a part that are looked at together
+PIECE = 1 << 20  # rows of all that are worked on together, for the memory's sake
 SHARES = 16  # in which keys are sorted
 KEYS = ("pmid", "version", "deleted", "year", "languages", "retracted", "fields", "words", "cleaned", "text_hash")
-FILTERS = ("without_title_or_abstract", "other_language", "other_year", "short", "retracted", "excluded")
+FILTERS = ("without_title_or_abstract", "excluded", "other_language", "other_year", "short", "retracted")
+EXCLUDED = 1 + FILTERS.index("excluded")
 
 
 class Keys:
@@ -36,29 +39,40 @@ class Keys:
         self.starts = np.cumsum([0, *(pq.read_metadata(part).num_rows for part in parts)])
         rows = int(self.starts[-1])
         self.pmid, self.text_hash = np.empty(rows, np.int64), np.empty(rows, np.uint64)
-        self.version, self.words = np.empty(rows, np.int16), np.empty(rows, np.uint16)
+        self.version, self.words = np.empty(rows, np.int16), np.empty(rows, np.uint32)
         self.deleted, self.cleaned = np.empty(rows, bool), np.empty(rows, np.uint8)
         self.filter = np.empty(rows, np.uint8)  # 1 + the index in FILTERS of the first that drops the row, or 0
-        for part, start in zip(parts, self.starts, strict=False):
-            for batch in pq.ParquetFile(part).iter_batches(BATCH, columns=list(KEYS)):
-                here = slice(start, start := start + len(batch))
-                self.pmid[here], self.text_hash[here] = batch["pmid"], batch["text_hash"]
-                self.version[here] = np.minimum(batch["version"], 2**15 - 1)
-                self.words[here] = np.minimum(batch["words"], 2**16 - 1)
-                self.deleted[here], self.cleaned[here] = batch["deleted"].to_numpy(False), batch["cleaned"]
-                self.filter[here] = first_filter(batch, settings, excluded)
+        with progress("corpus: choosing", len(parts)) as advance:
+            for part, start in zip(parts, self.starts, strict=False):
+                for batch in pq.ParquetFile(part).iter_batches(BATCH, columns=list(KEYS)):
+                    here = slice(start, start := start + len(batch))
+                    self.pmid[here], self.text_hash[here] = batch["pmid"], batch["text_hash"]
+                    self.version[here] = np.minimum(batch["version"], 2**15 - 1)
+                    self.words[here] = batch["words"]
+                    self.deleted[here], self.cleaned[here] = batch["deleted"].to_numpy(False), batch["cleaned"]
+                    self.filter[here] = first_filter(batch, settings, excluded)
+                advance()
+        self._exclude_equal_texts()
+
+    def _exclude_equal_texts(self) -> None:
+        """The text of an excluded PMID is not trained on under another."""
+        texts = np.unique(self.text_hash[self.filter == EXCLUDED])
+        for start in range(0, len(self.filter) if len(texts) else 0, PIECE):
+            here = slice(start, start + PIECE)
+            self.filter[here][(self.filter[here] == 0) & np.isin(self.text_hash[here], texts)] = EXCLUDED
 
 
 def first_filter(batch: pa.RecordBatch, settings: CorpusSection, excluded: np.ndarray) -> np.ndarray:
     """For each record 1 + the index in FILTERS of the first filter that drops it, or 0."""
-    needed = np.where((batch["pmid"].to_numpy() >= 0) & settings.title_and_abstract, 2, 1)  # other text has no title
+    pubmed = batch["pmid"].to_numpy() >= 0
+    needed = np.where(pubmed & settings.title_and_abstract, 2, 1)
     year = pc.fill_null(batch["year"], -1).to_numpy()
     first, last, wanted = settings.first_year or -1, settings.last_year or 9999, set(settings.languages)
     other = {text: wanted.isdisjoint(text.split()) for text in batch["languages"].unique().to_pylist()}
     drops = {
         "without_title_or_abstract": batch["fields"].to_numpy() < needed,
-        "other_language": np.array([bool(wanted) and other[text] for text in batch["languages"].to_pylist()], bool),
-        "other_year": (year < first) | (year > last) | ((year < 0) & (settings.last_year is not None)),
+        "other_language": pubmed & [bool(wanted) and other[text] for text in batch["languages"].to_pylist()],
+        "other_year": pubmed & ((year < first) | (year > last) | ((year < 0) & (settings.last_year is not None))),
         "short": batch["words"].to_numpy() < settings.minimum_words,
         "retracted": batch["retracted"].to_numpy(False) & settings.drop_retracted,
         "excluded": np.isin(batch["pmid"].to_numpy(), excluded),
@@ -98,15 +112,18 @@ def choose_rows(
     for bit, rule in enumerate(CLEANING):
         counts[rule.__name__] = int((stays & (keys.cleaned & (1 << bit) > 0)).sum())
     split_of_row = np.full(rows, LEFT_OUT, np.uint8)
-    for start in range(0, rows, 1 << 20):  # in pieces, for the hashes' sake
-        here = start + np.flatnonzero(stays[start : start + (1 << 20)])
+    for start in range(0, rows, PIECE):
+        here = start + np.flatnonzero(stays[start : start + PIECE])
         drawn = mix64(keys.pmid[here], salt=0) / 2.0**64
         split_of_row[here] = np.where(drawn < test_fraction, 2, drawn < test_fraction + validation_fraction)
     return split_of_row, counts | {split: int((split_of_row == index).sum()) for index, split in enumerate(SPLITS)}
 
 
 def _mark_newest(keys: Keys, rows: np.ndarray, withdrawn: np.ndarray, newest: np.ndarray) -> None:
-    """Of the PMIDs of these rows, mark the records that a deletion withdraws, and the newest of each of the others."""
+    """Of the PMIDs of these rows, mark the records that a deletion withdraws, and the newest of each of the others.
+
+    Other text, whose numbers are negative, has no versions: all of it is new.
+    """
     pmid, version, deleted = keys.pmid[rows], keys.version[rows], keys.deleted[rows]
     gone = deleted.copy()
     later: set[tuple[int, int]] = set()
@@ -120,7 +137,7 @@ def _mark_newest(keys: Keys, rows: np.ndarray, withdrawn: np.ndarray, newest: np
     file = np.searchsorted(keys.starts, rows[alive], "right")
     # A stable sort: the last of equals is the later in its file.
     order = alive[np.lexsort((version[alive], file, pmid[alive]))]
-    newest[rows[order[_last_of_each(pmid[order])]]] = True
+    newest[rows[order[_last_of_each(pmid[order]) | (pmid[order] < 0)]]] = True
 
 
 def _last_of_each(ordered: np.ndarray) -> np.ndarray:

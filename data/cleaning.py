@@ -4,14 +4,14 @@ Cleaning rules change titles and abstracts while a file is read; a record counts
 decide on a record when the newest version of each PMID is known; it counts for the first that drops it.
 """
 
-import html
+import html.entities
 import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from data.files import UserError
 from data.medline import one_line
@@ -33,15 +33,24 @@ def unescape_entities(text: str) -> str:
     """`&amp;lt;` in XML is `&lt;` in the text, and < was meant. HTML's names; of others nothing is changed."""
     if "&" in text:
         for _ in range(3):  # escaped thrice is the most that was seen
-            text = ENTITY.sub(lambda found: html.unescape(found[0]), text)
+            text = ENTITY.sub(_unescape, text)
     return text
 
 
+def _unescape(found: re.Match[str]) -> str:
+    """html.unescape alone would take &degrees; for &deg; and "rees;"."""
+    entity = found[0]
+    return html.unescape(entity) if entity[1] == "#" else html.entities.html5.get(entity[1:], entity)
+
+
 def drop_control_characters(text: str) -> str:
-    """Unicode's category C: control and zero-width characters, soft hyphens, private use. Joins what they parted."""
+    """Unicode's category C: control and zero-width characters, soft hyphens, private use. Joins what they parted.
+
+    Those that are white space (line feeds, tabs) become a space.
+    """
     if text.isprintable():
         return text
-    dropped = {ord(each): None for each in set(text) if unicodedata.category(each)[0] == "C"}
+    dropped = {ord(each): " " * each.isspace() for each in set(text) if unicodedata.category(each)[0] == "C"}
     return text.translate(dropped) if dropped else text
 
 
@@ -61,7 +70,9 @@ def drop_copyright_tails(text: str) -> str:
     if not ("©" in tail or "(c)" in tail or "copyright" in tail):  # so it is with most, and quickly seen
         return text
     found = COPYRIGHT.search(text, max(0, len(text) - COPYRIGHT_TAIL))
-    return text[: found.start()] if found else text
+    if not found or (found[0].lstrip()[:3].lower() == "(c)" and "(b)" in text[: found.start()]):  # (a), (b), (c)
+        return text
+    return text[: found.start()]
 
 
 CLEANING: tuple[Callable[[str], str], ...] = (  # in this order: an entity may be a control character
@@ -73,6 +84,10 @@ CLEANING: tuple[Callable[[str], str], ...] = (  # in this order: an entity may b
 )
 
 
+def _codes(given: Any) -> Any:
+    return tuple(given.split(",")) if isinstance(given, str) else given
+
+
 class CorpusSection(Section):
     """`[corpus]`: the switches of `biogpt corpus`. The defaults are the profile `clean`."""
 
@@ -80,8 +95,8 @@ class CorpusSection(Section):
     """biogpt: as far as is known what the model of 2022 saw. The keys below change single switches of it."""
     title_and_abstract: bool = True
     """Drop citations that lack either; otherwise one suffices."""
-    languages: tuple[str, ...] = ()
-    """Keep articles in these only, by NLM's codes ("eng"); empty: all, whose abstracts in PubMed are English."""
+    languages: Annotated[tuple[str, ...], BeforeValidator(_codes)] = ()
+    """Keep articles in these only, by NLM's codes ("eng,ger"); empty: all, whose abstracts in PubMed are English."""
     first_year: int | None = Field(default=None, ge=1000, le=9999)
     """Drop what was published earlier, or in no known year."""
     last_year: int | None = Field(default=None, ge=1000, le=9999)
@@ -92,7 +107,7 @@ class CorpusSection(Section):
     text_column: str = "text"
     """Of files that are not PubMed's."""
     exclude_pmids: str = ""
-    """A file of PMIDs, one a line, that must not be trained on: those of your benchmarks."""
+    """A file of PMIDs, one a line, that must not be trained on: those of your benchmarks. Nor are equal texts."""
     drop_duplicates: bool = True
     """Of texts that differ in case, white space, compatibility forms or ASCII punctuation at most, one stays."""
     drop_near_duplicates: bool = False

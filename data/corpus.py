@@ -23,15 +23,16 @@ import pyarrow.parquet as pq
 
 from data.choice import SPLITS, Keys, choose_rows
 from data.cleaning import CLEAN, CorpusSection, clean, cleaning_switches, folded, normalised, read_pmids
-from data.files import UserError, input_files, make_folder, parts_folder, read_manifest, sha256, whole_file
-from data.medline import Deletion, read_medline
+from data.files import UserError, input_files, input_name, make_folder, parts_folder, read_manifest, sha256, whole_file
+from data.medline import Deletion, one_line, read_medline
 from data.near import BANDS, band_hashes, write_bands
 from data.texts import BUILDERS, builder_of, read_texts
 from data.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 
 pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
 ROWS_PER_FILE = 25_000  # at least: one or two files of NLM's, so that there is work for all
-ROWS_PER_GROUP = 10_000  # of a Parquet file: what is held in memory
+ROWS_PER_GROUP = 10_000  # of a Parquet file at most: what is held in memory
+CHARACTERS_PER_GROUP = 1 << 24  # at most, but for the last text
 SCHEMA = pa.schema(
     [
         ("pmid", pa.int64()),
@@ -88,7 +89,8 @@ def make_corpus(
         chosen["exclude_pmids"] = sha256(Path(settings.exclude_pmids))
     fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     tasks = [
-        Task("corpus part", file, inputs[file.name], parts / file.name, part_settings(file, settings)) for file in files
+        Task("corpus part", file, inputs[name], parts / name, part_settings(file, settings))
+        for file, name in ((file, input_name(file)) for file in files)
     ]
     if isinstance(workers, JobArray):
         run_tasks(write_part, tasks, workers, "corpus: reading files")
@@ -132,7 +134,7 @@ def list_files(raw: list[Path]) -> list[Path]:
 
     def order(path: Path) -> tuple[int, int, str]:
         numbered = re.match(r"[a-z]+(\d\d)n(\d+)", path.name)
-        return (int(numbered[1]), int(numbered[2]), path.name) if numbered else (-1, 0, path.name)
+        return (int(numbered[1]), int(numbered[2]), path.name) if numbered else (-1, 0, input_name(path))
 
     return sorted(files, key=order)
 
@@ -150,7 +152,7 @@ def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str
     total, bands = 0, []
     rows = _texts_as_rows(source, settings) if "text_column" in settings else _records_as_rows(source, settings)
     with pq.ParquetWriter(folder / "part.parquet", PART_SCHEMA, **PARQUET) as out:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
+        while group := list(_group(rows)):
             columns = zip(*group, strict=True)
             arrays = [pa.array(column, field.type) for column, field in zip(columns, PART_SCHEMA, strict=True)]
             out.write_table(pa.table(arrays, PART_SCHEMA))
@@ -160,6 +162,16 @@ def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str
     if "bands" in settings:
         write_bands(folder, np.concatenate([np.empty((BANDS, 0), np.uint64), *bands], axis=1))
     return {"rows": total}
+
+
+def _group(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Rows for a row group, bounded in number and in length."""
+    characters = 0
+    for row in islice(rows, ROWS_PER_GROUP):
+        yield row
+        characters += len(row[2]) + len(row[3])  # title, abstract
+        if characters >= CHARACTERS_PER_GROUP:
+            return
 
 
 def _records_as_rows(source: Path, switches: dict[str, bool]) -> Iterator[tuple[Any, ...]]:
@@ -179,7 +191,7 @@ def _records_as_rows(source: Path, switches: dict[str, bool]) -> Iterator[tuple[
 
 def _texts_as_rows(source: Path, settings: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     for given in read_texts(source, settings["text_column"]):
-        text, changed = clean(given, settings)
+        text, changed = clean(one_line(given), settings)
         number = -1 - (_hash(text.encode()) >> 1)
         words, text_hash = text.count(" ") + 1, _hash(normalised(text))
         yield (number, 1, "", text, None, "", False, "", False, int(bool(text)), words, changed, text_hash)
@@ -219,8 +231,8 @@ def _write_splits(
                 _take(files[0], target)
             else:
                 with _RowWriter(target) as out:
-                    for file in files:
-                        out.add(pq.read_table(file))
+                    for table in (table for file in files for table in row_groups(file, SCHEMA.names)):
+                        out.add(table)
 
 
 def _take(file: Path, target: Path) -> None:
@@ -254,25 +266,29 @@ def write_piece(source: Path, folder: Path, settings: dict[str, Any]) -> dict[st
     with ExitStack() as stack:
         writers = [stack.enter_context(_RowWriter(folder / f"{split}.parquet")) for split in SPLITS]
         for name, row, _ in settings["parts"]:
-            for batch in pq.ParquetFile(source.parent / name / "part.parquet").iter_batches(
-                ROWS_PER_GROUP, columns=list(STORED)
-            ):
-                split_of = split_of_row[row : row + len(batch)]
-                row += len(batch)
+            for rows in row_groups(source.parent / name / "part.parquet", list(STORED)):
+                split_of = split_of_row[row : row + len(rows)]
+                row += len(rows)
                 for index, writer in enumerate(writers):
-                    writer.add(_final_rows(batch.filter(pa.array(split_of == index)), name))
+                    writer.add(_final_rows(rows.filter(pa.array(split_of == index)), name))
     return {split: writer.rows for split, writer in zip(SPLITS, writers, strict=True)}
 
 
-def _final_rows(batch: pa.RecordBatch, source_file: str) -> pa.Table:
-    both = pc.binary_join_element_wise(batch["title"], batch["abstract"], " ")
+def row_groups(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after another."""
+    file = pq.ParquetFile(path)
+    return (file.read_row_group(index, columns=columns) for index in range(file.num_row_groups))
+
+
+def _final_rows(rows: pa.Table, source_file: str) -> pa.Table:
+    both = pc.binary_join_element_wise(rows["title"], rows["abstract"], " ")
     text = pc.utf8_trim(both, " ")  # where one is empty, as in join_text
-    rows = pa.Table.from_batches([batch]).append_column("text", text)
-    return rows.append_column("source_file", pa.repeat(source_file, len(batch))).select(SCHEMA.names)
+    rows = rows.append_column("text", text)
+    return rows.append_column("source_file", pa.repeat(source_file, len(rows))).select(SCHEMA.names)
 
 
 class _RowWriter:
-    """A Parquet file of the corpus, written ROWS_PER_GROUP rows at a time."""
+    """A Parquet file of the corpus, whose row groups are bounded in rows and in bytes."""
 
     def __init__(self, path: Path) -> None:
         self._file = pq.ParquetWriter(path, SCHEMA, **PARQUET)
@@ -282,7 +298,8 @@ class _RowWriter:
     def add(self, table: pa.Table) -> None:
         self._held.append(table)
         self.rows += len(table)
-        if self.rows - self._written >= ROWS_PER_GROUP:
+        held = sum(table.nbytes for table in self._held)
+        if self.rows - self._written >= ROWS_PER_GROUP or held >= CHARACTERS_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:

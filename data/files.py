@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +23,12 @@ from typing import Any, BinaryIO, cast
 MANIFEST = "manifest.json"
 VERSIONS = {
     "raw": 1,
-    "corpus": 1,
+    "corpus": 2,
     "tokenizer": 2,
     "shards": 1,
     "checkpoint": 1,
     "hf": 1,
-    "corpus part": 1,
+    "corpus part": 2,
     "tokenizer part": 1,
     "shards part": 1,
 }  # raised when the files of a kind change
@@ -176,8 +177,7 @@ def make_folder(
     Done before, with the same request: nothing happens. Whatever else stands at `out` is left as it is, and refused.
     Returns the manifest.
     """
-    if out.name in ("", ".."):
-        raise UserError(f"{out}: the folder to write needs a name of its own")
+    _check_name(out)
     if (out / MANIFEST).is_file():
         manifest = read_manifest(out, kind)
         if manifest["request"] != request or manifest["version"] != VERSIONS[kind]:
@@ -202,17 +202,30 @@ def make_folder(
     return manifest
 
 
+def _check_name(out: Path) -> None:
+    if out.name in ("", ".."):
+        raise UserError(f"{out}: the folder to write needs a name of its own")
+
+
 def parts_folder(out: Path) -> Path:
     """Where the parts of a stage lie until its folder is made of them: `out.parts`, beside it."""
+    _check_name(out)
     return out.with_name(f"{out.name}.parts")
+
+
+def input_name(path: Path) -> str:
+    """What an input file is called: its name, or in Hugging Face's cache its path in the repository, with hyphens."""
+    in_repository = re.search(r"/snapshots/[0-9a-f]{40}/(.+)$", path.as_posix())
+    return in_repository[1].replace("/", "-") if in_repository else path.name
 
 
 def input_files(paths: list[Path], advance: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Name -> sha256 of input files, `advance` called after each; UserError where two have one name."""
     described: dict[str, str] = {}
     for path in paths:
-        if path.name in described:
+        name = input_name(path)
+        if name in described:
             raise UserError(f"{path}: a second input file of this name; rename one of them")
-        described[path.name] = sha256(path)
+        described[name] = sha256(path)
         advance()
     return described

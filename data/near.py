@@ -9,12 +9,14 @@ Memory at 38 million texts: some 0.2 GB beside the keys. Disk: 168 bytes a text,
 
 import os
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from data.files import whole_file
 from data.hashing import mix64
+from data.workers import progress
 
 WORDS = 5  # in a run
 BANDS, HASHES_OF_BAND = 14, 8
@@ -55,11 +57,12 @@ def near_duplicates(parts: list[Path], starts: np.ndarray, pmid: np.ndarray, sta
     parts: folders in order; starts: the first row of each; pmid, stays: of every row.
     """
     found = np.zeros(len(stays), bool)
-    for band in range(BANDS):
-        for number in range(SLICES):
+    with progress("corpus: near duplicates", BANDS * SLICES) as advance:
+        for band, number in product(range(BANDS), range(SLICES)):
             hashes, rows = _slice(parts, starts, band, number)
             hashes, rows = hashes[stays[rows]], rows[stays[rows]]
             found[repeats(hashes, pmid[rows], rows)] = True
+            advance()
     return found
 
 
@@ -76,6 +79,6 @@ def _slice(parts: list[Path], starts: np.ndarray, band: int, number: int) -> tup
 
 
 def repeats(hashes: np.ndarray, pmid: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Those rows whose hash one with a lower PMID has too."""
-    order = np.lexsort((pmid, hashes))
+    """Those rows whose hash one with a lower PMID has too; the negative ones of other text come after all others."""
+    order = np.lexsort((pmid.view(np.uint64), hashes))
     return rows[order[1:][hashes[order][1:] == hashes[order][:-1]]]

@@ -49,7 +49,11 @@ def download(
         except OSError as error:
             raise UserError(f"{out}: cannot be written ({error.strerror})") from None
         missing = [url for url in urls if not (out / url.rsplit("/", 1)[1]).is_file()]
-        needed = sum(threads.map(lambda url: _size(client, url), missing))
+        needed = 0
+        with progress("download: sizes", len(missing)) as advance:
+            for size in threads.map(lambda url: _size(client, url), missing):
+                needed += size
+                advance()
         needed -= sum(path.stat().st_size for path in out.glob(".*.xml.gz.partial"))
         if shutil.disk_usage(out).free < needed + SPARE_DISK:
             raise UserError(
@@ -63,9 +67,10 @@ def download(
     if failures:
         raise TasksFailed(failures, len(urls))
     (out / MANIFEST).unlink(missing_ok=True)
-    sizes = [path.stat().st_size for path in out.glob("*.xml.gz")]
-    request = {"source": base_url, "terms": TERMS}
-    return write_manifest(out, "raw", request, {"files": len(sizes), "bytes": sum(sizes)})
+    names = {url.rsplit("/", 1)[1] for url in urls}
+    others = sum(path.name not in names for path in out.glob("*.xml.gz"))
+    counts = {"files": len(names), "bytes": sum((out / name).stat().st_size for name in names), "others": others}
+    return write_manifest(out, "raw", {"source": base_url, "terms": TERMS}, counts)
 
 
 def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tuple[int, int] | None) -> list[str]:
@@ -73,7 +78,9 @@ def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tu
     try:
         page = client.get(folder).raise_for_status().text
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise UserError(f"{folder}: cannot be listed ({error})") from None
+        raise UserError(
+            f"{folder}: cannot be listed ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
     found = sorted({(int(number), int(of_year) + 2000, name) for name, of_year, number in NAME.findall(page)})
     others = {of_year for _, of_year, _ in found} - {year}
     if year and others:

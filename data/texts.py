@@ -1,5 +1,6 @@
 """Text that is not PubMed's, by the door of Hugging Face's datasets: JSON lines, Parquet, CSV, plain lines, the hub."""
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ def builder_of(path: Path) -> str | None:
 
 
 def read_texts(path: Path, column: str) -> Iterator[str]:
-    """The texts of a file in its order, streamed; "" where a row has none.
+    """The texts of a file in its order, streamed; "" where a row has none. Plain lines have no columns.
 
     Raises UserError, naming the file, where it cannot be read or has no such column of strings.
     """
@@ -26,13 +27,18 @@ def read_texts(path: Path, column: str) -> Iterator[str]:
     builder = builder_of(path)
     if not builder or not path.is_file():
         raise UserError(f"{path}: not a file that datasets reads by its name ({', '.join(BUILDERS)})")
+    if not path.stat().st_size:
+        return
+    column = "text" if builder == "text" else column
     try:
-        for row in load_dataset(builder, data_files=str(path), split="train", streaming=True):
+        for row in load_dataset(builder, data_files=glob.escape(str(path)), split="train", streaming=True):
             if column not in row:
                 raise UserError(f"{path}: has no column {column!r} but {', '.join(row)}; see corpus.text_column")
             if not isinstance(row[column] or "", str):
                 raise UserError(f"{path}: column {column!r} holds {type(row[column]).__name__}, not text")
             yield row[column] or ""
+    except StopIteration:  # of load_dataset, where all of a gzip file is empty
+        return
     except (DatasetsError, ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from sacremoses import MosesPunctNormalizer
 
 from data import moses
 from data.bpe import END_OF_WORD, Merge, Segmenter, learn_merges
-from data.corpus import split_files
+from data.corpus import row_groups, split_files
 from data.fast_tokenizer import SPECIAL_TOKENS, make_fast_tokenizer
 from data.files import (
     MANIFEST,
@@ -39,7 +38,6 @@ from data.workers import Task, Workers, run_tasks
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 BIOGPT_FILES = ("bpecodes", "dict.txt")
-ROWS_READ = 10_000  # of a corpus file at a time
 PIECES_REMEMBERED = 1_000_000
 TOKENS_REMEMBERED = 250_000
 LONGEST_REMEMBERED = 60  # characters: a bound of the memory in bytes too
@@ -204,8 +202,8 @@ def train_tokenizer(
 def count_words(file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """How often each Moses token occurs in the texts of a Parquet file, as `words.json`. Returns counts."""
     pieces: Counter[str] = Counter()
-    for rows in pq.ParquetFile(file).iter_batches(ROWS_READ, columns=["text"]):
-        for texts in moses.batches(rows["text"]):
+    for rows in row_groups(file, ["text"]):
+        for texts in moses.batches(rows["text"].combine_chunks()):
             pieces.update(moses.count_pieces(normalize(texts) if settings["normalize_punctuation"] else texts))
     words: Counter[str] = Counter()
     for tokens, count in zip(moses.tokenize_pieces(list(pieces)), pieces.values(), strict=True):

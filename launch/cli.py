@@ -47,7 +47,8 @@ def download(
     wanted = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else None
     url = f"{(base_url or BASE_URL).rstrip('/')}/"
     counts = download_archive(out, updates, baseline, wanted, connections, url)["counts"]
-    print(f"{out}: {counts['files']:,} files, {counts['bytes'] / 1e9:.1f} GB, all with NLM's md5")
+    others = f"; {counts['others']:,} others beside them were not compared this time" if counts["others"] else ""
+    print(f"{out}: {counts['files']:,} files, {counts['bytes'] / 1e9:.1f} GB, all with NLM's md5{others}")
 
 
 @app.command()
@@ -352,7 +353,7 @@ def main() -> NoReturn:
         for failure in error.failures:
             print(f"biogpt: error: {failure}", file=sys.stderr)
         rest = f"{len(error.failures)} of {error.tasks} files failed, the others are done"
-        print(f"biogpt: {rest}: replace or remove these, then run the same command again", file=sys.stderr)
+        print(f"biogpt: {rest}: when that is mended, run the same command again", file=sys.stderr)
         raise SystemExit(1) from None
     except UserError as error:
         print(f"biogpt: error: {error}", file=sys.stderr)

@@ -36,7 +36,7 @@ rows, rng = int(sys.argv[1]), np.random.default_rng(1)
 keys = Keys([], CLEAN, np.empty(0, np.int64))
 keys.starts = np.arange(0, rows + 1, 30_000)
 keys.pmid, keys.text_hash = rng.integers(1, rows, rows), rng.integers(0, 2**63, rows, np.int64).view(np.uint64)
-keys.version, keys.words = np.ones(rows, np.int16), np.full(rows, 200, np.uint16)
+keys.version, keys.words = np.ones(rows, np.int16), np.full(rows, 200, np.uint32)
 keys.deleted, keys.cleaned, keys.filter = np.zeros(rows, bool), np.zeros(rows, np.uint8), np.zeros(rows, np.uint8)
 choose_rows(keys, CLEAN, 0.002, 0.002)
 """

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import unicodedata
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ from data.workers import Cluster, JobArray
 from tests.data.citations import Record, citation, citation_xml, deletion, read_with_elementtree, write_file
 from tests.data.killed import kill_at_call
 from tests.data.reference import splitmix64
-from tests.shared import NLM, needs_shared
+from tests.shared import NLM, ROOT, needs_shared
 
 PLAIN = load_corpus_settings(None, [f"corpus.{rule}=false" for rule in (*cleaning_switches(CLEAN), "drop_retracted")])
 
@@ -196,7 +199,7 @@ def test_random_streams_equal_the_slow_reading(seed: int, tmp_path: Path) -> Non
     ids=["updates", "versions", "samples"],
 )  # fmt: skip
 def test_real_files_equal_the_slow_reading(names: list[str], tmp_path: Path) -> None:
-    """NLM's revisions and deletions, read by the standard library and chosen with dicts; MathML-free records only."""
+    """NLM's revisions, read by the standard library and chosen with dicts; MathML-free records only."""
     paths = [NLM / f"{name}.xml.gz" for name in names]
     order = {path.name: index for index, path in enumerate(paths)}
     manifest = make_corpus(paths[::-1], tmp_path / "corpus", 0.1, 0.1, 1, PLAIN)
@@ -205,6 +208,19 @@ def test_real_files_equal_the_slow_reading(names: list[str], tmp_path: Path) -> 
     assert not any(math for file in read for _, math in file)
     assert_equals_slow(tmp_path / "corpus", manifest, [[record for record, _ in file] for file in read])
     print(f"{sum(map(len, read))} records and deletions compared, {manifest['counts']}")
+
+
+@needs_shared
+def test_real_deletions_withdraw_real_records(tmp_path: Path) -> None:
+    paths = [NLM / f"{name}.xml.gz" for name in ("assembled_3693", "medsamp2014")]  # in the order of their names
+    stays: dict[tuple[int, int], bool] = {}
+    for path in paths:
+        for record, _ in read_with_elementtree(gzip.decompress(path.read_bytes())):
+            if not record.deleted or (record.pmid, record.version) in stays:
+                stays[record.pmid, record.version] = not record.deleted
+    gone = {pmid for (pmid, _), left in stays.items() if not left} - {pmid for (pmid, _), left in stays.items() if left}
+    counts = make_corpus(paths, tmp_path / "corpus", 0, 0, 1)["counts"]
+    assert counts["deleted"] == len(gone) == 7 and gone.isdisjoint(texts(tmp_path / "corpus"))
 
 
 @needs_shared
@@ -268,6 +284,17 @@ def test_each_filter_drops_and_counts_its_own(tmp_path: Path) -> None:
     assert dropped(off, "corpus.minimum_words=10") == (everything - {8}, {both: 1, "short": 6})
     (tmp_path / "pmids").write_text("2\n8\n77\n")
     assert dropped(off, f"corpus.exclude_pmids={tmp_path / 'pmids'}") == ({2, 7, 8}, {both: 1, "excluded": 2})
+
+
+@pytest.mark.parametrize("duplicates", ["true", "false"])
+def test_the_text_of_an_excluded_pmid_stays_out_under_another(duplicates: str, tmp_path: Path) -> None:
+    (tmp_path / "pmids").write_text("10\n30\n")
+    records = [citation(5, "Of the benchmark"), citation(10, "Of the benchmark"), citation(20, "OF THE BENCHMARK.")]
+    records += [citation(30, "Without abstract", ""), citation(40, "Without abstract"), citation(50)]
+    given = (f"corpus.exclude_pmids={tmp_path / 'pmids'}", f"corpus.drop_duplicates={duplicates}")
+    counts = build(tmp_path, [records], 0, 0, *given)["counts"]
+    assert set(texts(tmp_path / "corpus")) == {40, 50}
+    assert (counts["excluded"], counts["without_title_or_abstract"], counts["duplicates"]) == (3, 1, 0)
 
 
 def test_filters_change_without_parsing_again_and_cleaning_parses_again(tmp_path: Path) -> None:
@@ -394,6 +421,37 @@ def test_large_splits_are_several_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(list((tmp_path / "many" / "corpus").glob("validation-*"))) == 1
 
 
+def test_groups_of_long_texts_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups are what is held in memory: of parts, of what is written of them, of files that are joined."""
+    records = [[citation(pmid, f"T{pmid}", f"{pmid} word " * 1_000) for pmid in range(start, start + 30)]
+               for start in (1, 31)]  # fmt: skip
+    build(tmp_path / "one", records, 0.3, 0.0)
+    monkeypatch.setattr(corpus_module, "CHARACTERS_PER_GROUP", 40_000)  # of some 9,000 each
+    build(tmp_path / "many", records, 0.3, 0.0)
+    assert rows(tmp_path / "many" / "corpus") == rows(tmp_path / "one" / "corpus")
+    files = [*tmp_path.glob("many/corpus.parts/*/part.parquet"), *tmp_path.glob("many/corpus/*.parquet")]
+    assert len(files) == 4
+    for file in map(pq.ParquetFile, files):
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        assert len(sizes) >= 2 and max(sizes) <= 8
+
+
+def test_a_workers_memory_is_bounded_by_characters_not_rows(tmp_path: Path) -> None:
+    """300 texts of 1 MB, a gzip file of 1 MB: held together they would take 2 GB."""
+    text = " ".join(f"word{number}" for number in range(110_000))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", compresslevel=1) as stream:
+        for number in range(300):
+            stream.write(json.dumps({"text": f"{number} {text}"}) + "\n")
+    code = (
+        "import resource, sys; from pathlib import Path; from data.corpus import make_corpus\n"
+        "make_corpus([Path('a.jsonl.gz')], Path('corpus'), 0, 0, 1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert int(done.stdout) < 1_000_000, done.stderr  # KiB
+
+
 def test_the_same_bytes_with_two_workers_and_in_any_order(tmp_path: Path) -> None:
     files = [[citation(pmid, f"Title {pmid} of {number}.") for pmid in range(number, 90, number)]
              for number in (1, 2, 3)]  # fmt: skip
@@ -421,6 +479,8 @@ def test_missing_and_empty_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no citation is left for training"):
         build(tmp_path, [[citation(1, "No abstract", "")]])
     assert not (tmp_path / "corpus").exists()
+    with pytest.raises(UserError, match="needs a name of its own"):
+        make_corpus([tmp_path / "raw"], Path(), 0, 0, workers=1)
 
 
 @pytest.mark.parametrize("elements", [3, 7])
@@ -465,17 +525,19 @@ def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluste
 
 
 def write_texts(folder: Path, texts: list[str | None]) -> list[Path]:
-    """The same texts as every kind of file, under another column than the default."""
+    """The same texts as every kind of file, under another column than the default (plain lines have no columns)."""
     table = pa.table({"id": list(range(len(texts))), "body": texts})
     lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
     (folder / "a.jsonl").write_text(lines)
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     pq.write_table(table, folder / "c.parquet")
     pyarrow.csv.write_csv(table, folder / "d.csv")
-    return [folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv")]
+    (folder / "e.json").write_text(json.dumps(table.to_pylist()))
+    (folder / "f.txt").write_text("".join(f"{text or ''}\n" for text in texts))
+    return [folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv", "e.json", "f.txt")]
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(6))
 def test_other_text_enters_by_the_same_door(index: int, tmp_path: Path) -> None:
     """Cleaned, counted and split like the rest; an empty one is dropped, of equal ones one stays."""
     other = write_texts(tmp_path, ["A note &lt; another.", "A second note.", None, "", "a second  note", "Cité, “ça”."])
@@ -490,8 +552,39 @@ def test_other_text_enters_by_the_same_door(index: int, tmp_path: Path) -> None:
     assert {row["source_file"] for row in kept} == {other[index].name, "pubmed26n0001.xml"}
 
 
+def test_lines_and_words_of_other_text_stay_apart(tmp_path: Path) -> None:
+    lines = ["First line.\nSecond\tline.\r\n\r\n  Third.", "word " * 70_000]
+    (tmp_path / "my[notes]*.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    counts = make_corpus([tmp_path / "my[notes]*.jsonl"], tmp_path / "corpus", 0, 0, 1)["counts"]
+    assert set(texts(tmp_path / "corpus").values()) == {"First line. Second line. Third.", ("word " * 70_000).strip()}
+    assert counts["words"] == 5 + 70_000
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.csv", "a.txt"])
+def test_an_empty_file_of_other_text_has_no_rows(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    write_file(tmp_path / "raw" / "pubmed26n0001.xml", [citation(1)])
+    counts = make_corpus([tmp_path / name, tmp_path / "raw"], tmp_path / "corpus", 0, 0, 1)["counts"]
+    assert (counts["records"], counts["train"]) == (1, 1)
+
+
+def test_other_text_gives_way_to_pubmeds_and_passes_filters_of_what_it_has_not(tmp_path: Path) -> None:
+    notes = ["Title 1. An abstract.", "A note.", "A note.", ""]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in notes))
+    write_file(tmp_path / "raw" / "pubmed26n0001.xml", [citation(1, "Title 1."), citation(2)])
+    both = [tmp_path / "notes.jsonl", tmp_path / "raw"]
+    counts = make_corpus(both, tmp_path / "a", 0, 0, 1)["counts"]
+    assert sorted(texts(tmp_path / "a").values()) == ["A note.", "A title. An abstract.", "Title 1. An abstract."]
+    assert {1, 2} < set(texts(tmp_path / "a"))
+    assert (counts["superseded"], counts["without_title_or_abstract"], counts["duplicates"]) == (0, 1, 2)
+    filters = ["corpus.profile=biogpt", "corpus.languages=eng"]
+    counts = make_corpus(both, tmp_path / "b", 0, 0, 1, load_corpus_settings(None, filters))["counts"]
+    kept = [row["text"] for row in rows(tmp_path / "b")["train"]]
+    assert sorted(kept) == ["A note.", "A note.", "Title 1. An abstract."] and counts["other_language"] == 2
+
+
 def test_other_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (good, *_, bad) = write_texts(tmp_path, ["A note."])
+    (good, bad, *_) = write_texts(tmp_path, ["A note."])
     (tmp_path / "broken.jsonl").write_text('{"body": "x"}\n{"body": \n')
     (tmp_path / "numbers.jsonl").write_text('{"body": 5}\n')
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "c.parquet").read_bytes()[:-30])

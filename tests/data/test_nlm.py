@@ -57,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, (folder, name) = self.server, self.path.rsplit("/", 2)[1:]
         of_folder = NAMES[:3] if folder == "baseline" else NAMES[3:]
+        if not self.path.startswith("/pubmed/"):
+            return self.answer(404)
         if name == "":
             links = "".join(f'<a href="{each}">{each}</a> <a href="{each}.md5">md5</a>\n' for each in of_folder)
             return self.answer(200, f"<html>{links}<a href='/'>up</a></html>".encode())
@@ -115,10 +117,12 @@ def whole(archive: Archive, out: Path, names: list[str]) -> None:
 
 def test_baseline_and_updates(archive: Archive, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "raw"
-    assert get(archive, out)["counts"] == {"files": 3, "bytes": sum(len(archive.content[name]) for name in NAMES[:3])}
+    size = sum(len(archive.content[name]) for name in NAMES[:3])
+    assert get(archive, out)["counts"] == {"files": 3, "bytes": size, "others": 0}
     whole(archive, out, NAMES[:3])
     get(archive, out, updates=True)
     whole(archive, out, NAMES)
+    assert get(archive, out)["counts"] == {"files": 3, "bytes": size, "others": 2}  # which were not compared now
     manifest = read_manifest(out, "raw")
     verify_files(out, manifest)
     assert "NLM's terms apply" in manifest["request"]["terms"] and "copyright" in manifest["request"]["terms"]
@@ -186,6 +190,20 @@ def test_errors_and_wrong_checksums_pass(archive: Archive, tmp_path: Path) -> No
     whole(archive, tmp_path, NAMES[:3])
 
 
+def test_pauses_double_until_it_gets_further(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(nlm.time, "sleep", lambda seconds: pauses.append(seconds) if seconds else None)
+    archive.wrong_md5[NAMES[0]] = 1_000
+    with pytest.raises(TasksFailed):
+        get(archive, tmp_path, files=(1, 1))
+    assert pauses == [0.001, 0.002, 0.004, 0.008, 0.016]
+    pauses.clear()
+    archive.wrong_md5.clear()
+    archive.cut_after = 100_000  # of 400,000 bytes: each try gets further
+    get(archive, tmp_path, files=(1, 1))
+    assert set(pauses) == {0.001}
+
+
 def test_failures_are_named_and_the_rest_is_there(archive: Archive, tmp_path: Path) -> None:
     archive.missing.add(NAMES[0])
     archive.wrong_md5[NAMES[1]] = 1_000
@@ -206,9 +224,11 @@ def test_a_full_disk_is_seen_before(archive: Archive, tmp_path: Path, monkeypatc
     assert list((tmp_path / "raw").iterdir()) == [] and not archive.sent
 
 
-def test_no_archive_at_all(tmp_path: Path) -> None:
+def test_no_archive_at_all(archive: Archive, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/baseline/: cannot be listed"):
         download(tmp_path / "raw", False, None, None, 1, "http://127.0.0.1:9/")
+    with pytest.raises(UserError, match=r"cannot be listed \(.*404[^\n]*$"):
+        download(tmp_path / "raw", False, None, None, 1, archive.url.replace("pubmed", "nothing"))
     assert not (tmp_path / "raw").exists()
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -22,8 +23,8 @@ NOTES = "".join(json.dumps({"text": f"Note {number}, which is short."}) + "\n" f
 FILES = {
     "README.md": b"---\nlicense: mit\n---\n",
     "dataset_infos.json": b"{}",  # no data, though its name ends in .json
-    "data/train.jsonl": NOTES.encode(),
-    "data/test.jsonl": b'{"text": "Another note."}\n',
+    "data/train/shard_0.jsonl": NOTES.encode(),
+    "data/test/shard_0.jsonl": b'{"text": "Another note."}\n',
 }
 
 
@@ -43,8 +44,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if re.fullmatch(r"/api/datasets/me/notes(/revision/[^?]*)?(\?.*)?", self.path):
             return self.answer(json.dumps({"id": "me/notes", "sha": COMMIT, "siblings": []}).encode())
-        if listed := re.fullmatch(r"/api/datasets/me/notes/tree/[^/?]*/?([^?]*)\?.*recursive=false.*", self.path):
-            return self.answer(json.dumps(children(listed[1])).encode())
+        if listed := re.fullmatch(
+            r"/api/datasets/me/notes/tree/[^/?]*/?([^?]*)\?.*recursive=(true|false).*", self.path
+        ):
+            return self.answer(json.dumps(children(unquote(listed[1]), listed[2] == "true")).encode())
         asked = re.fullmatch(r"/datasets/me/notes/resolve/[^/]*/(.*)", self.path)
         if asked and asked[1] in FILES:
             return self.answer(FILES[asked[1]])
@@ -63,13 +66,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def children(folder: str) -> list[dict[str, object]]:
-    """What stands in a folder of the repository, one level deep."""
-    below = f"{folder}/" if folder else ""
-    names = sorted({name.removeprefix(below).split("/")[0] for name in FILES if name.startswith(below)})
+def children(folder: str, recursive: bool) -> list[dict[str, object]]:
+    """What stands in a folder of the repository, one level deep or all."""
+    paths = {str(path) for name in FILES for path in (Path(name), *Path(name).parents)} - {"."}
     return [
-        {"type": "file" if below + name in FILES else "directory", "path": below + name, "oid": "0" * 40, "size": 0}
-        for name in names
+        {"type": "file" if path in FILES else "directory", "path": path, "oid": "0" * 40, "size": 0}
+        for path in sorted(paths)
+        if Path(path).parent == Path(folder) or (recursive and Path(folder) in Path(path).parents)
     ]
 
 
@@ -92,9 +95,10 @@ def corpus_of(name: str, hub_url: str, folder: Path) -> subprocess.CompletedProc
 def test_a_dataset_of_the_hub_gives_the_bytes_of_its_files(hub: Hub, tmp_path: Path) -> None:
     done = corpus_of("hf://datasets/me/notes", hub.url, tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("train.jsonl", "test.jsonl"):
-        (tmp_path / name).write_bytes(FILES[f"data/{name}"])
-    make_corpus([tmp_path / "train.jsonl", tmp_path / "test.jsonl"], tmp_path / "local", 0.002, 0.002, workers=1)
+    paths = [tmp_path / f"data-{split}-shard_0.jsonl" for split in ("train", "test")]
+    for path in paths:
+        path.write_bytes(FILES[path.name.replace("-", "/")])
+    make_corpus(paths, tmp_path / "local", 0.002, 0.002, workers=1)
     assert content(tmp_path / "corpus") == content(tmp_path / "local")
     assert "of 61 records kept" in done.stdout
 

@@ -112,7 +112,7 @@ def test_a_receipt_says_what_was_made_of_what(tmp_path: Path) -> None:
     receipt = json.loads((tmp_path / "parts" / "in-2" / "manifest.json").read_text())
     digest = hashlib.sha256(b"2").hexdigest()
     assert receipt["request"] == {"source": "in-2", "sha256": digest, "settings": {"add": 5}}
-    assert receipt["counts"] == {"square": 4, "process": 0} and receipt["version"] == 1
+    assert receipt["counts"] == {"square": 4, "process": 0} and receipt["version"] == 2
     assert receipt["files"] == {"square": {"bytes": 1, "sha256": hashlib.sha256(b"9").hexdigest()}}
 
 
@@ -133,7 +133,7 @@ def test_what_its_receipt_proves_done_is_not_done_again(tmp_path: Path, monkeypa
     assert calls(tmp_path) == [3]
     run_tasks(square, make_tasks(tmp_path, 4, add=1), 1, "squares")
     assert calls(tmp_path) == [0, 1, 2, 3] and (parts / "in-2" / "square").read_text() == "5"
-    monkeypatch.setitem(files_module.VERSIONS, "corpus part", 2)
+    monkeypatch.setitem(files_module.VERSIONS, "corpus part", 3)
     run_tasks(square, make_tasks(tmp_path, 4, add=1), 1, "squares")
     assert calls(tmp_path) == [0, 1, 2, 3]
 
@@ -225,7 +225,10 @@ def test_a_cluster_without_ray_is_a_mistake(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_cluster_that_does_not_answer_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said at once, before Ray is asked, which would try for minutes."""
-    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    ray, exceptions = ModuleType("ray"), ModuleType("ray.exceptions")
+    exceptions.RayError = OSError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
     for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
         with pytest.raises(UserError, match=f"--cluster {address}: .*refused"):
             run_tasks(square, make_tasks(tmp_path, 2), Cluster(address), "squares")
