@@ -8,6 +8,7 @@ side. So overlapping matches come out the same, and every token keeps its exact 
 
 import re
 from collections.abc import Iterable
+from string import ascii_lowercase
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 from sacremoses.util import CJKChars
@@ -84,7 +85,10 @@ def _moses_rules() -> list[tuple[str, str]]:
 
 
 def _punctuation_rules() -> list[tuple[str, str]]:
-    """(expression, replacement) for `MosesPunctNormalizer("en").normalize`."""
+    """(expression, replacement) for `MosesPunctNormalizer("en").normalize`.
+
+    Offsets are those of the characters as they were, but where two become one or change places (a quote, a stop).
+    """
     rewritten = {  # those that keep a part of what they match
         r"\) ([.!:?;,])": [(r"\)\K (?=[.!:?;,])", "")],
         r"(\d) %": [(r"\d\K %", "%")],
@@ -92,6 +96,11 @@ def _punctuation_rules() -> list[tuple[str, str]]:
         "([a-zA-Z])’([a-zA-Z])": [("’", "'")],
         r'"([,.]+)': [(r'"[,.]+\K', '"'), (r'"(?=[,.])', "")],
         "(\\d)\u00a0(\\d)": [(rf"{UNCONSUMED}\d\K\u00a0(?=\d)", ".")],
+        r"\( ": [(r"\(\K ", "")],
+        "nº\u00a0": [("nº\\K\u00a0", " ")],
+        ",\u00a0": [(",\\K\u00a0", " ")],
+        "\u00a0cm": [("\u00a0(?=cm)", " ")],
+        "\u00a0ºC": [("\u00a0(?=ºC)", " ")],
     }
     rules: list[tuple[str, str]] = MosesPunctNormalizer(lang="en").substitutions  # type: ignore[assignment]
     return [step for rule in rules for step in rewritten.get(rule[0], [rule])]
@@ -139,19 +148,28 @@ def _quote_rules(quote: str, opens: str) -> list[tuple[str, str]]:
     ]
 
 
-def _unknown_endings(merges: list[Merge], missing: list[str]) -> list[str]:
-    """Expressions for ends of words that would come out as tokens which are missing: `<unk>` to the slow tokenizer.
+def _unknown_pieces(merges: list[Merge], missing: list[str]) -> list[str]:
+    """Expressions for what would come out as tokens that are missing: `<unk>` to the slow tokenizer.
 
-    BioGPT has one, "evertheless", which "N" and "n" go before. Where one of them begins the letters of a word it is
-    joined; after other letters it may not be, and then a word that is misspelt so has an `<unk>` too many.
+    BioGPT has one, "evertheless"; BioGPT-Large has "teworthy", "gorously" and "transist". They are parts of longer
+    tokens ("nevertheless", "transistors"): after what makes something else of them they stay, but not where another
+    letter stands before that, nor before anything but the rest of such a token. There a word ("andnevertheless",
+    "transistory") may have an `<unk>` too many; no id is ever beyond the vocabulary.
     """
     segment, expressions = Segmenter(merges), []
+    short = sorted({piece for merge in merges for piece in merge if piece.isalpha() and len(piece) <= 2})
     for token in missing:
         word = token.removesuffix(END_OF_WORD)
-        if word != token and word.isalpha() and segment(word) == [token]:  # others are pieces of Moses' escapes
-            joined = "".join(first for first, second in merges if second == token and len(first) == 1)
-            free = rf"(?:(?<![{joined}])|(?<=[{LETTER}][{joined}]))" if joined else ""
-            expressions.append(rf"{free}{word}(?![^ ])")
+        if not word.isalpha():  # pieces of Moses' escapes, which always come out whole
+            continue
+        if word != token and segment(word) == [token]:
+            before = [piece for piece in short if token not in segment(piece + word)]
+            groups = ["|".join(piece for piece in before if len(piece) == length) for length in (1, 2)]
+            free = [f"(?:(?<!{group})|(?<=[{LETTER}](?:{group})))" for group in groups if group]
+            expressions.append(f"{''.join(free)}{word}(?![^ ])")
+        elif word == token and any(token in segment(token + letter) for letter in ascii_lowercase):
+            rest = [second.replace(END_OF_WORD, "(?![^ ])") for first, second in merges if first == token]
+            expressions.append(f"{token}(?=[^ ])(?!{'|'.join(rest) or '(?!)'})")
     return expressions
 
 
@@ -168,7 +186,7 @@ def make_fast_tokenizer(vocabulary: dict[str, int], merges: list[Merge], normali
     steps = [normalizers.Replace(Regex(expression), replacement) for expression, replacement in rules]
     for expression, replacement in MosesTokenizer.MOSES_ESCAPE_XML_REGEXES:
         steps.append(normalizers.Replace(expression.pattern.removeprefix("\\"), replacement))
-    steps += [normalizers.Replace(Regex(expression), STRANGER) for expression in _unknown_endings(merges, missing)]
+    steps += [normalizers.Replace(Regex(expression), STRANGER) for expression in _unknown_pieces(merges, missing)]
     fast = Tokenizer(models.BPE(whole, merges, unk_token="<unk>", end_of_word_suffix=END_OF_WORD, fuse_unk=False))
     fast.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]

@@ -60,8 +60,11 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         if (folder / MANIFEST).is_file():  # an HF folder from elsewhere has none
-            verify_files(folder, read_json(folder / MANIFEST))
+            verify_files(folder, read_manifest(folder, "tokenizer"))
         self.vocabulary: dict[str, int] = read_json(folder / "vocab.json")
+        first = SPECIAL_TOKENS if isinstance(self.vocabulary, dict) else ()
+        if [self.vocabulary.get(token) for token in first] != [BOS_ID, PAD_ID, EOS_ID, UNK_ID]:
+            raise UserError(f"{folder / 'vocab.json'}: ids 0 to 3 are not {', '.join(SPECIAL_TOKENS)}; not BioGPT's")
         config = folder / "tokenizer_config.json"
         self.normalize_punctuation = config.is_file() and read_json(config).get("normalize_punctuation", False)
         self.dtype = token_dtype(len(self.vocabulary))
@@ -138,11 +141,18 @@ def _read_merges(path: Path) -> list[Merge]:
     """The merges as BioGptTokenizer reads them: a count may follow the pair, as in BioGPT's published file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; a tokenizer folder holds {', '.join(TOKENIZER_FILES[:3])}")
-    pairs = [line.split()[:2] for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    pairs = [line.split()[:2] for line in _read_text(path).split("\n")[:-1]]
     for number, pair in enumerate(pairs, start=1):
         if len(pair) != 2:
             raise UserError(f"{path}: line {number} is not a pair of tokens")
     return [(first, second) for first, second in pairs]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); fetch it again") from None
 
 
 def train_tokenizer(
@@ -265,9 +275,14 @@ def tokenizer_from_biogpt(source: Path, out: Path, normalize_punctuation: bool =
 
     def fill(folder: Path) -> dict[str, Any]:
         merges = _read_merges(source / "bpecodes")
-        entries = (source / "dict.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        if not merges:
+            raise UserError(f"{source / 'bpecodes'}: holds no merge; fetch it again")
+        entries = _read_text(source / "dict.txt").removesuffix("\n").split("\n")
         tokens = [*SPECIAL_TOKENS, *(_hf_token(entry.split(" ")[0]) for entry in entries)]
         vocabulary = {token: index for index, token in enumerate(tokens)}
+        if len(vocabulary) < len(tokens):
+            twice = Counter(tokens).most_common(1)[0][0]
+            raise UserError(f"{source / 'dict.txt'}: holds {twice!r} more than once; fetch it again")
         write_tokenizer_files(folder, vocabulary, merges, normalize_punctuation)
         return {"merges": len(merges), "vocabulary": len(vocabulary)}
 

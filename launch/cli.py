@@ -131,6 +131,8 @@ def tokenizer(
     from data.tokenizer import tokenizer_from_biogpt, train_tokenizer
 
     if from_biogpt and not corpus:
+        if (merges, min_count, min_word_count) != (40_000, 1, 1):
+            raise UserError("--from-biogpt learns nothing: --merges, --min-count and --min-word-count go with a corpus")
         counts = tokenizer_from_biogpt(from_biogpt, out, normalize_punctuation)["counts"]
         source = str(from_biogpt)
     elif corpus and not from_biogpt:

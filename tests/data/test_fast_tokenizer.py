@@ -1,11 +1,14 @@
 """data/fast_tokenizer.py against transformers' slow BioGptTokenizer and sacremoses: ids, offsets, padding, text."""
 
 import gzip
+import html
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from tests.shared import ROOT, SHARED, needs_shared
 
 pytestmark = needs_shared
 BIOGPT = SHARED / "tokenizers" / "biogpt"
+CURLY = str.maketrans("“”„", '"""')
 PIECES = [
     "'", "''", "'s", "`", ".", "..", "...", "e.g.", "U.S.", "No.", "No. 3", "no. x", "Fig. 3", "1,000", ",", ",,", "-",
     "--", "@-@", "@@", "&amp;", "&", "<", ">", "|", "[", "]", "α", "É.", "ß.", "中文", "\u0301", "\u200b", "\x00",
@@ -130,6 +134,38 @@ def test_an_ending_that_the_dictionary_lacks_is_unknown(fast: Any, slow: Any) ->
     assert all(max(ids) < 42_384 for ids in fast(words)["input_ids"])
 
 
+def test_biogpt_large_has_its_own_pieces_that_its_dictionary_lacks(texts: list[str], tmp_path: Path) -> None:
+    tokenizer_from_biogpt(BIOGPT.with_name("biogpt-large"), tmp_path / "large")
+    fast: Any = AutoTokenizer.from_pretrained(tmp_path / "large")
+    slow: Any = BioGptTokenizer.from_pretrained(tmp_path / "large")
+    words = [
+        "rigorously",
+        "vigorously",
+        "Rigorously",
+        "noteworthy",
+        "Noteworthy",
+        "(noteworthy)",
+        "teworthy",
+        "gorously",
+    ]
+    words += [
+        "transistor",
+        "transistors",
+        "transist",
+        "transistx",
+        "non-transistx",
+        "transistors.",
+        "results.Noteworthy",
+    ]
+    for text in [*words, *texts[:300]]:
+        assert fast(text)["input_ids"] == slow(text)["input_ids"], text
+    pieces = [token.removesuffix("</w>") for token in slow.get_vocab() if token not in slow.all_special_tokens]
+    made = [f"transist{piece}" for piece in pieces] + [
+        f"{piece}{end}" for end in ("gorously", "teworthy") for piece in pieces
+    ]
+    assert all(max(ids) < len(slow) == 57_717 for ids in fast(made)["input_ids"])
+
+
 def test_decoding_is_that_of_moses_detokenizer(texts: list[str], fast: Any, slow: Any) -> None:
     """Real texts, and tokens drawn at random, most of them those that Moses joins: quotes, brackets, points, money."""
     encoded = slow(texts)["input_ids"]
@@ -147,19 +183,35 @@ def test_decoding_is_that_of_moses_detokenizer(texts: list[str], fast: Any, slow
     assert different == 0
 
 
-def test_offsets_are_the_places_of_the_tokens(texts: list[str], fast: Any, slow: Any) -> None:
-    """Every token of which the text holds the characters as they are stands just there."""
-    compared = 0
-    for text in texts[:300]:
+def test_offsets_are_the_places_of_the_tokens(texts: list[str], fast: Any) -> None:
+    """What a word's tokens span is the word, with Moses' escapes undone; words stand one after another."""
+    words = 0
+    for text in texts:
         encoded = fast(text, return_offsets_mapping=True, add_special_tokens=False)
         place = 0
-        for token, (start, end) in zip(encoded.tokens(), encoded["offset_mapping"], strict=True):
-            bare = token.removesuffix("</w>")
-            if bare.isalnum() and text[start:end].isalnum():
-                assert text[start:end] == bare and start >= place
-                compared, place = compared + 1, end
-    print(f"{compared} tokens compared")
-    assert compared > 40_000
+        pieces = zip(encoded.word_ids(), encoded.tokens(), encoded["offset_mapping"], strict=True)
+        for _, group in groupby(pieces, key=lambda piece: piece[0]):
+            _, tokens, spans = zip(*group, strict=True)
+            start, end = spans[0][0], spans[-1][1]
+            assert start >= place and all(one[1] == other[0] for one, other in pairwise(spans))
+            word = "".join(tokens).removesuffix("</w>")
+            if "<unk>" not in tokens:
+                assert text[start:end] == {"@-@": "-"}.get(word, html.unescape(word)), (text, word)
+                words += 1
+            place = end
+    print(f"{words} words compared")
+    assert words > 200_000
+
+
+def test_offsets_after_normalisation_leave_no_character_out(texts: list[str], normalizing: Any) -> None:
+    """But where it makes one character of two, or lets a stop and a quote change places."""
+    changed = re.compile(r"''|´´|\"[,.]")
+    more = ["a ( n = 5 )", "11.4\u00a0cm at 37\u00a0ºC, nº\u00a05,\u00a0or 1\u00a0000", "“Quoted” – and… so ‘on’ 5 %"]
+    for text in [*more, *(text for text in texts if not changed.search(text.translate(CURLY)))]:
+        spans = normalizing(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+        covered = {place for start, end in spans for place in range(start, end)}
+        left = [place for place, character in enumerate(text) if character.isprintable() and not character.isspace()]
+        assert not set(left) - covered, (text, sorted(set(left) - covered))
 
 
 def test_pairs_padding_truncation_and_masks(texts: list[str], fast: Any, slow: Any) -> None:
@@ -195,7 +247,26 @@ def test_the_file_does_not_depend_on_the_seed_of_hashes() -> None:
     assert len(written) == 1 and len(written.pop()) > 10_000
 
 
-def test_a_folder_without_biogpts_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"bpecodes: no such file; --from-biogpt takes"):
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "bpecodes: no such file; --from-biogpt takes"),
+        ({"bpecodes": b""}, "bpecodes: holds no merge"),
+        ({"bpecodes": b"a \xff 3\n"}, "bpecodes: not UTF-8"),
+        ({"dict.txt": b"\xff 3\n"}, "dict.txt: not UTF-8"),
+        ({"dict.txt": b"a@@ 3\nab 2\na@@ 1\n"}, "dict.txt: holds 'a' more than once"),
+    ],
+)
+def test_damaged_files_of_biogpt_are_refused(files: dict[str, bytes], reason: str, tmp_path: Path) -> None:
+    for name, content in (({"bpecodes": b"a b</w> 7\n", "dict.txt": b"ab 7"} | files) if files else files).items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=reason):
         tokenizer_from_biogpt(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_last_entry_of_a_dictionary_needs_no_line_feed(tmp_path: Path) -> None:
+    (tmp_path / "bpecodes").write_bytes(b"a b</w> 7\n")
+    (tmp_path / "dict.txt").write_bytes(b"a@@ 7\nab 7")
+    tokenizer_from_biogpt(tmp_path, tmp_path / "out")
+    assert Tokenizer(tmp_path / "out").encode("ab") == [5]

@@ -403,6 +403,12 @@ def test_damaged_tokenizer_folders_are_refused(folder: Path, tmp_path: Path) -> 
     refused(r"merges\.txt: no such file")
     (tmp_path / "manifest.json").write_bytes((folder / "tokenizer" / "manifest.json").read_bytes())
     refused(r"merges\.txt: missing")
+    (tmp_path / "manifest.json").write_text("{}")
+    refused(r"manifest\.json: not a manifest")
+    (tmp_path / "manifest.json").unlink()
+    for content in ('{"!": 0, "a": 1}', "[1, 2]", '{"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3}'):  # GPT-2's has these
+        (tmp_path / "vocab.json").write_text(content)
+        refused(r"vocab\.json: ids 0 to 3 are not <s>, <pad>, </s>, <unk>")
 
 
 @needs_shared

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from data.corpus import make_corpus
 from data.files import UserError
 from data.sample import write_sample
-from data.tokenizer import SPECIAL_TOKENS, write_tokenizer_files
+from data.tokenizer import SPECIAL_TOKENS, Tokenizer, write_tokenizer_files
 from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
@@ -221,3 +222,32 @@ def test_tokens_of_four_bytes_are_announced(tmp_path: Path) -> None:
     command = ["shards", str(corpus), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "shards")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and "vocabulary of 65,536" in result.output and "int32" in result.output
+
+
+def test_options_of_the_tokenizer_reach_it(tmp_path: Path) -> None:
+    """Curly quotes are in no vocabulary that was learned on normalised text, and three paths give the same ids."""
+    notes = ["“Curly” words – twice, curly words", "once “only”…"] * 3
+    (tmp_path / "notes.txt").write_text("".join(f"{note} {number}\n" for number, note in enumerate(notes)))
+    make_corpus([tmp_path / "notes.txt"], tmp_path / "corpus", 0, 0, workers=1)
+    arguments = ["tokenizer", str(tmp_path / "corpus"), "--out", str(tmp_path / "out"), "--normalize-punctuation"]
+    arguments += ["--merges", "20", "--min-count", "2", "--min-word-count", "3"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    request = json.loads((tmp_path / "out" / "manifest.json").read_text())["request"]
+    chosen = {"merges": 20, "min_count": 2, "min_word_count": 3, "normalize_punctuation": True}
+    assert {name: request[name] for name in chosen} == chosen
+    ours = Tokenizer(tmp_path / "out")
+    assert not {"“", "”", "–", "…"} & set("".join(ours.vocabulary))
+    fast = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert all(fast(note, add_special_tokens=False)["input_ids"] == ours.encode(note) for note in notes)
+
+
+@needs_shared
+def test_biogpts_own_tokenizer_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["tokenizer", "--from-biogpt", str(SHARED / "tokenizers" / "biogpt"), "--out", str(tmp_path / "out")]
+    line = mistake([*arguments, "--merges", "100"], capsys, monkeypatch)
+    assert "--from-biogpt learns nothing" in line and not (tmp_path / "out").exists()
+    result = CliRunner().invoke(app, [*arguments, "--normalize-punctuation"])
+    assert result.exit_code == 0 and "40,000 merges, vocabulary 42,384" in result.output
+    assert Tokenizer(tmp_path / "out").normalize_punctuation
