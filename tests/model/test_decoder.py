@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.decoder import EOS_ID, Decoder, DecoderLayer, is_dropped
 from model.hf import from_hf, to_hf
 from model.loss import compiled_chunk_loss
-from tests.model.shapes import random_shape, small_config, small_decoder, transformers_twin
+from tests.model.shapes import kept_for_backward, random_shape, small_config, small_decoder, transformers_twin
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -106,13 +106,8 @@ class Operations(TorchDispatchMode):
 def test_recomputation_keeps_less_and_selective_repeats_no_product() -> None:
     ids, saved, counted = torch.randint(4, 101, (4, 40)), {}, {}
     for mode in MODES:
-        decoder, kept = small_decoder(gradient_checkpointing=mode, num_hidden_layers=6), {}
-
-        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        decoder = small_decoder(gradient_checkpointing=mode, num_hidden_layers=6)
+        with kept_for_backward() as kept:
             loss = decoder(ids[:, :-1], ids[:, 1:])
         parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
         saved[mode] = sum(size for place, size in kept.items() if place not in parameters)
