@@ -4,6 +4,7 @@ import itertools
 import math
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -73,14 +74,29 @@ def test_layerdrop_draws_at_its_rate_and_differently_for_each_step_micro_step_an
 MODES = ("none", "selective", "full")
 
 
+@pytest.fixture
+def aot_eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile by dynamo and AOT autograd, without inductor's C++."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: real(function, backend="aot_eager", **more))
+    compiled_chunk_loss.cache_clear()
+    torch._dynamo.reset()
+    yield
+    compiled_chunk_loss.cache_clear()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputation_gives_the_same_bits(dropout: float) -> None:
+@pytest.mark.usefixtures("aot_eager")
+def test_recomputation_gives_the_same_bits(dropout: float, compiled: bool) -> None:
     probabilities = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout")
     changes: dict[str, Any] = dict.fromkeys(probabilities, dropout)
     ids = torch.randint(4, 101, (2, 11))
     gradients = []
     for mode in MODES:
         decoder = small_decoder(gradient_checkpointing=mode, layerdrop=0.3, **changes)
+        if compiled:
+            decoder.compile_layers()
         torch.manual_seed(5)
         loss = decoder(ids[:, :-1], ids[:, 1:], step=1)
         loss.backward()
@@ -103,23 +119,42 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def kept_and_counted(decoder: Decoder) -> tuple[int, Counter[str]]:
+    """Bytes of activations kept for the backward pass, and the operations that run in it."""
+    ids = torch.randint(4, 101, (4, 40))
+    with kept_for_backward() as kept:
+        loss = decoder(ids[:, :-1], ids[:, 1:])
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
+    with Operations() as operations:
+        loss.backward()
+    return sum(size for place, size in kept.items() if place not in parameters), operations.counts
+
+
 def test_recomputation_keeps_less_and_selective_repeats_no_product() -> None:
-    ids, saved, counted = torch.randint(4, 101, (4, 40)), {}, {}
+    saved, counted = {}, {}
     for mode in MODES:
         decoder = small_decoder(gradient_checkpointing=mode, num_hidden_layers=6)
-        with kept_for_backward() as kept:
-            loss = decoder(ids[:, :-1], ids[:, 1:])
-        parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
-        saved[mode] = sum(size for place, size in kept.items() if place not in parameters)
-        with Operations() as operations:
-            loss.backward()
-        counted[mode] = operations.counts
+        saved[mode], counted[mode] = kept_and_counted(decoder)
     print(f"bytes kept for the backward pass: {saved}")
     assert saved["full"] < 0.5 * saved["selective"] and saved["selective"] < 0.8 * saved["none"]
     products = [name for name in counted["none"] if "mm" in name or "attention" in name]
     assert products and all(counted["selective"][name] == counted["none"][name] for name in products)
     assert counted["selective"]["native_layer_norm"] == 2 * 6 and counted["selective"]["gelu"] == 6
     assert counted["full"]["addmm"] > counted["selective"]["addmm"]
+
+
+@pytest.mark.usefixtures("aot_eager")
+def test_compiled_selective_recomputation_keeps_as_little_and_repeats_no_product() -> None:
+    saved, counted = {}, {}
+    for name, mode in (("eager", "selective"), ("none", "none"), ("selective", "selective")):
+        decoder = small_decoder(gradient_checkpointing=mode, num_hidden_layers=6)
+        if name != "eager":
+            decoder.compile_layers()
+        saved[name], counted[name] = kept_and_counted(decoder)
+    assert saved["selective"] <= saved["eager"] < 0.8 * saved["none"]
+    products = {name for counts in counted.values() for name in counts if "mm" in name or "attention" in name}
+    assert products and all(counted["selective"][name] == counted["none"][name] for name in products)
+    assert counted["selective"]["native_layer_norm"] == 2 * 6 and counted["selective"]["gelu"] == 6
 
 
 def test_documents_of_a_block_are_as_if_each_ran_alone() -> None:
@@ -149,11 +184,9 @@ def test_documents_of_a_block_are_as_if_each_ran_alone() -> None:
     assert not torch.allclose(alone(ids), logits, atol=1e-2)  # without boundaries it is another model
 
 
-def test_compiled_layers_give_the_same_and_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By dynamo and AOT autograd, without inductor's C++: all layers share one graph, in every recompute mode."""
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **more: real(function, backend="aot_eager", **more))
-    compiled_chunk_loss.cache_clear()
+@pytest.mark.usefixtures("aot_eager")
+def test_compiled_layers_give_the_same_and_are_compiled_once() -> None:
+    """All layers share one graph, in every recompute mode."""
     ids = torch.randint(4, 101, (2, 21))
     for mode in MODES:
         for boundaries in ("none", "document"):
@@ -172,7 +205,6 @@ def test_compiled_layers_give_the_same_and_are_compiled_once(monkeypatch: pytest
                 )
             graphs = counters["stats"]["unique_graphs"]
             assert graphs == 2, f"{mode}, {boundaries}: a layer and the loss are two graphs, not {graphs}"
-    compiled_chunk_loss.cache_clear()
 
 
 @pytest.mark.slow
