@@ -308,6 +308,11 @@ def optimizer_kind(recipe: Recipe) -> str:
     return "deepspeed.ops.adam.DeepSpeedCPUAdam" if recipe.deepspeed.offload_optimizer else "torch.optim.AdamW"
 
 
+def given_weights(recipe: Recipe) -> str | None:
+    """Where a new run takes its weights from, absolute; None where they are drawn."""
+    return str(Path(recipe.model.weights).resolve()) if recipe.model.weights else None
+
+
 def data_identity(recipe: Recipe) -> dict[str, Any]:
     """What the order and content of the training data depend on, besides the step."""
     return {
