@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.decoder import EOS_ID, Decoder, DecoderLayer, is_dropped
+from model.decoder import EOS_ID, PAD_ID, Decoder, DecoderLayer, is_dropped
 from model.hf import from_hf, to_hf
 from model.loss import compiled_chunk_loss
 from tests.model.shapes import kept_for_backward, random_shape, small_config, small_decoder, transformers_twin
@@ -21,22 +21,29 @@ from tests.model.shapes import kept_for_backward, random_shape, small_config, sm
 
 @pytest.mark.parametrize("seed", range(12))
 def test_logits_and_gradients_are_those_of_transformers(seed: int) -> None:
-    """Shapes drawn at random, a short and the full context."""
-    decoder = small_decoder(**random_shape(seed))
+    """Shapes drawn at random, a short and the full context, without and with padding on the right."""
+    decoder = small_decoder(**random_shape(seed)).eval()
     twin = transformers_twin(decoder)
     for length in (7, decoder.config.max_position_embeddings):
         ids = torch.randint(0, decoder.config.vocab_size, (3, length))
-        logits, expected = decoder.eval()(ids), twin(ids).logits
-        assert logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5, rtol=0)
+        # Whole blocks, then texts of three lengths, padded on the right: ours needs no mask, transformers' gets one.
+        for lengths in ((length,) * 3, (length, length // 2 + 1, 2)):
+            real = torch.arange(length) < torch.tensor(lengths)[:, None]
+            padded = ids.where(real, PAD_ID)
+            logits, expected = decoder(padded), twin(padded, attention_mask=real.long()).logits
+            assert logits.shape == expected.shape
+            assert torch.allclose(logits[real], expected[real], atol=1e-5, rtol=0)
 
-        decoder.zero_grad()
-        twin.zero_grad()
-        decoder(ids[:, :-1], ids[:, 1:]).backward()
-        F.cross_entropy(twin(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
-        wanted = from_hf({name: grad for name, p in twin.named_parameters() if (grad := p.grad) is not None})
-        for name, parameter in decoder.named_parameters():
-            assert parameter.grad is not None
-            assert torch.allclose(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4), name
+            decoder.zero_grad()
+            twin.zero_grad()
+            inputs, targets = padded[:, :-1], padded[:, 1:].where(real[:, 1:], -100)
+            decoder(inputs, targets).backward()
+            expected = twin(inputs, attention_mask=real[:, :-1].long()).logits
+            F.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="sum").backward()
+            wanted = from_hf({name: grad for name, p in twin.named_parameters() if (grad := p.grad) is not None})
+            for name, parameter in decoder.named_parameters():
+                assert parameter.grad is not None
+                assert torch.allclose(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4), name
 
 
 def test_padding_on_the_right_changes_nothing_before_it() -> None:
@@ -69,6 +76,18 @@ def test_layerdrop_draws_at_its_rate_and_differently_for_each_step_micro_step_an
     assert abs(rate - 0.2) < 4 * math.sqrt(0.16 / (24 * len(draws)))  # four standard deviations
     assert len({tuple(row) for row in draws}) > 0.9 * len(draws)
     assert not any(is_dropped(0.0, 1, step, 0, 0) for step in range(100))
+
+
+def test_layerdrops_draws_are_these_and_others_for_each_seed() -> None:
+    """As literals: a run that another version began goes on with the same draws."""
+    drawn = {
+        seed: [[layer for layer in range(6) if is_dropped(0.5, seed, step, 1, layer)] for step in range(3)]
+        for seed in (1, 2)
+    }
+    assert drawn == {
+        1: [[0, 1, 2, 3, 4, 5], [0, 2, 5], [0, 1, 2, 3, 5]],
+        2: [[0, 3, 4], [0, 4, 5], [0, 1, 3, 4]],
+    }
 
 
 MODES = ("none", "selective", "full")
@@ -222,7 +241,7 @@ def test_inductor_gives_the_same() -> None:
 
 
 def test_fairseq_initialisation_has_the_originals_statistics() -> None:
-    """embeddings N(0, d^-0.5); q, k, v xavier_uniform of gain 1/sqrt(2); out_proj xavier; fc the Linear default."""
+    """embeddings N(0, d^-0.5); q, k, v xavier_uniform of gain 1/sqrt(2); out_proj xavier; the rest as torch does."""
     torch.manual_seed(0)
     decoder = Decoder(small_config(hidden_size=256, num_attention_heads=4, intermediate_size=1024, vocab_size=2000))
     layer = decoder.layers[0]
@@ -235,12 +254,19 @@ def test_fairseq_initialisation_has_the_originals_statistics() -> None:
     assert spread(decoder.embed_tokens.weight[2:2000]) == pytest.approx(256**-0.5, rel=0.02)
     assert spread(decoder.embed_positions.weight[2:]) == pytest.approx(256**-0.5, rel=0.05)
     assert not decoder.embed_tokens.weight[1].any() and not decoder.embed_tokens.weight[2000:].any()
+    assert not decoder.embed_positions.weight[1].any()
     for projection in layer.qkv_proj.weight.split(256):
         assert projection.abs().max().item() <= bound / math.sqrt(2)
         assert spread(projection) == pytest.approx(bound / math.sqrt(2) / math.sqrt(3), rel=0.02)
     assert spread(layer.out_proj.weight) == pytest.approx(bound / math.sqrt(3), rel=0.02)
     assert not layer.out_proj.bias.any()
-    assert spread(layer.fc1.weight) == pytest.approx(1 / math.sqrt(256) / math.sqrt(3), rel=0.02)
+    defaults = [(layer.fc1.weight, 256), (layer.fc2.weight, 1024)]
+    defaults += [(layer.qkv_proj.bias, 256), (layer.fc1.bias, 256), (layer.fc2.bias, 1024)]
+    for drawn, inputs in defaults:
+        assert drawn.abs().max().item() <= 1 / math.sqrt(inputs)
+        assert spread(drawn) == pytest.approx(1 / math.sqrt(3 * inputs), rel=0.02 if drawn.dim() == 2 else 0.1)
+    for norm in (layer.self_attn_layer_norm, layer.final_layer_norm, decoder.layer_norm):
+        assert torch.equal(norm.weight, torch.ones(256)) and not norm.bias.any()
 
 
 def test_hf_initialisation_has_transformers_statistics() -> None:
@@ -256,3 +282,4 @@ def test_hf_initialisation_has_transformers_statistics() -> None:
         else:
             assert torch.equal(tensor, theirs[name]), name
     assert not ours["biogpt.embed_tokens.weight"][1].any() and not theirs["biogpt.embed_tokens.weight"][1].any()
+    assert not decoder.embed_tokens.weight[2000:].any()
