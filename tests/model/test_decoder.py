@@ -228,9 +228,10 @@ def test_compiled_layers_give_the_same_and_are_compiled_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
-def test_inductor_gives_the_same() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_inductor_gives_the_same(mode: str) -> None:
     ids = torch.randint(4, 101, (2, 21))
-    plain, compiled = small_decoder(), small_decoder()
+    plain, compiled = (small_decoder(gradient_checkpointing=mode) for _ in range(2))
     compiled.compile_layers()
     losses = [decoder(ids[:, :-1], ids[:, 1:]) for decoder in (plain, compiled)]
     for loss in losses:
