@@ -7,6 +7,7 @@ Same logits as `transformers.BioGptForCausalLM` (modeling_biogpt.py) for the sam
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -57,14 +58,14 @@ class DecoderLayer(nn.Module):
 
     def run(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
         """The layer itself; this is what `Decoder.compile_layers` compiles."""
-        qkv_BTH3 = self._cheap(lambda hidden: self.qkv_proj(self.self_attn_layer_norm(hidden)), hidden_BTH)
+        qkv_BTH3 = self._product(self.qkv_proj, self.self_attn_layer_norm, hidden_BTH)
         heads = (*hidden_BTH.shape[:2], 3, self.config.num_attention_heads, -1)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         query_BTND, key_BTND, value_BTND = qkv_BTH3.view(heads).unbind(2)
         out_BTND = attend(query_BTND, key_BTND, value_BTND, segments, dropout)
         hidden_BTH = hidden_BTH + self._dropout(self.out_proj(out_BTND.flatten(2)))
-        inner = self._cheap(lambda hidden: self.fc1(self.final_layer_norm(hidden)), hidden_BTH)
-        return hidden_BTH + self._dropout(self._cheap(lambda inner: self.fc2(self._activate(inner)), inner))
+        inner = self._product(self.fc1, self.final_layer_norm, hidden_BTH)
+        return hidden_BTH + self._dropout(self._product(self.fc2, self._activate, inner))
 
     def _activate(self, inner: Tensor) -> Tensor:
         return F.dropout(F.gelu(inner), self.config.activation_dropout, self.training)
@@ -72,15 +73,19 @@ class DecoderLayer(nn.Module):
     def _dropout(self, hidden_BTH: Tensor) -> Tensor:
         return F.dropout(hidden_BTH, self.config.hidden_dropout_prob, self.training)
 
-    def _cheap(self, compute: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """`compute(given)`: something cheap, then a matrix product, whose input "selective" recomputes.
+    def _product(self, linear: nn.Linear, cheap: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """`linear(cheap(given))`, of which "selective" recomputes the input and never the product.
 
-        The product itself is not repeated: recomputation stops where all that was saved is there again.
+        Eager, the product stands inside, or it would keep its input: recomputation stops where all that was saved is
+        there again. Compiled, all that stands inside is recomputed, and kept for nobody.
         """
         if not self._recomputes("selective"):
-            return compute(given)
+            return linear(cheap(given))
         draws = self.config.activation_dropout > 0
-        return checkpoint(compute, given, use_reentrant=False, preserve_rng_state=draws)  # type: ignore[return-value]
+        recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=draws)
+        if torch.compiler.is_compiling():
+            return linear(recomputed(cheap, given))
+        return recomputed(lambda given: linear(cheap(given)), given)  # type: ignore[return-value]
 
     def _recomputes(self, what: str) -> bool:
         return self.config.gradient_checkpointing == what and self.training and torch.is_grad_enabled()

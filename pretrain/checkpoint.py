@@ -26,7 +26,7 @@ from torch import Tensor
 from data.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.config import DecoderConfig
 from model.hf import from_hf
-from pretrain.recipe import Recipe, optimizer_kind
+from pretrain.recipe import Recipe, given_weights, optimizer_kind
 
 KINDS = ("model", "exp_avg", "exp_avg_sq")
 
@@ -152,13 +152,18 @@ def check_state(
     """UserError names the first value in which a checkpoint's state differs from the run that would go on from it."""
     if checkpoint is None:
         return
-    now = {"model": dataclasses.asdict(config), "data": dict(data), "optimizer": {"kind": optimizer_kind(recipe)}}
+    now = {
+        "model": dataclasses.asdict(config),
+        "data": dict(data),
+        "optimizer": {"kind": optimizer_kind(recipe)},
+        "given": {"weights": given_weights(recipe)},
+    }
     del now["model"]["gradient_checkpointing"]  # how the same thing is computed
     if recipe.data.allow_other:
         del now["data"]["shards"]
     for section, values in now.items():
         for key, value in values.items():
-            recorded = state[section].get(key)
+            recorded = state.get(section, {}).get(key)
             if recorded != value:
                 hint = "; data.allow_other=true goes on all the same" if key == "shards" else ""
                 raise UserError(

@@ -220,16 +220,7 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
         )
     if recipe.deepspeed.offload_parameters and recipe.deepspeed.stage != 3:
         raise UserError(f"{source}: deepspeed.offload_parameters = true: needs deepspeed.stage=3")
-    if recipe.schedule.kind == "wsd" and not recipe.schedule.decay_steps:
-        raise UserError(f'{source}: schedule.kind = "wsd" needs schedule.decay_steps')
-    if (
-        recipe.schedule.warmup_steps + recipe.schedule.decay_steps > recipe.train.steps
-        and recipe.schedule.kind == "wsd"
-    ):
-        raise UserError(
-            f"{source}: schedule.warmup_steps {recipe.schedule.warmup_steps} and schedule.decay_steps"
-            f" {recipe.schedule.decay_steps} are more than train.steps {recipe.train.steps}"
-        )
+    check_schedule(recipe, source)
     limit = recipe._shape()["max_position_embeddings"]
     if recipe.context_length() > limit:
         raise UserError(
@@ -238,6 +229,29 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
         )
     recipe.decoder_config(vocab_size=8)
     return recipe
+
+
+def check_schedule(recipe: Recipe, source: str) -> None:
+    """UserError where a key of the schedule is missing, does not fit, or would do nothing."""
+    schedule = recipe.schedule
+    kind, warmup = schedule.kind, schedule.warmup_steps
+    decay, final = schedule.decay_steps, schedule.final_learning_rate
+    if kind == "wsd" and not decay:
+        raise UserError(f'{source}: schedule.kind = "wsd" needs schedule.decay_steps')
+    if kind == "wsd" and warmup + decay > recipe.train.steps:
+        raise UserError(
+            f"{source}: schedule.warmup_steps {warmup} and schedule.decay_steps {decay} are more than train.steps"
+            f" {recipe.train.steps}"
+        )
+    if kind != "wsd" and decay:
+        raise UserError(
+            f'{source}: schedule.decay_steps = {decay}: schedule.kind = "{kind}" reads none; leave it out, or use wsd'
+        )
+    if kind == "inverse_sqrt" and final:
+        raise UserError(
+            f'{source}: schedule.final_learning_rate = {final}: schedule.kind = "{kind}" reads none; leave it out, or'
+            " use linear, cosine or wsd"
+        )
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -275,6 +289,10 @@ def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
             decided[f"zero_optimization.{key}.device"] = wanted
     if "optimizer" in config or "scheduler" in config:
         raise UserError(f"{path}: remove `optimizer` and `scheduler`; the recipe decides both")
+    if "activation_checkpointing" in config:
+        raise UserError(
+            f"{path}: remove `activation_checkpointing`, it would do nothing; the key is model.gradient_checkpointing"
+        )
     for key, value in decided.items():
         *sections, name = key.split(".")
         section = config
@@ -306,6 +324,11 @@ def check_inputs(recipe: Recipe, ranks: int) -> dict[str, Any]:
 def optimizer_kind(recipe: Recipe) -> str:
     """What makes the updates; recorded in checkpoints, for another one would round differently."""
     return "deepspeed.ops.adam.DeepSpeedCPUAdam" if recipe.deepspeed.offload_optimizer else "torch.optim.AdamW"
+
+
+def given_weights(recipe: Recipe) -> str | None:
+    """Where a new run takes its weights from, absolute; None where they are drawn."""
+    return str(Path(recipe.model.weights).resolve()) if recipe.model.weights else None
 
 
 def data_identity(recipe: Recipe) -> dict[str, Any]:

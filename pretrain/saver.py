@@ -19,7 +19,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.evaluate import PROBE_BLOCKS, evaluate_run
 from pretrain.metrics import Reporter
-from pretrain.recipe import optimizer_kind
+from pretrain.recipe import given_weights, optimizer_kind
 from pretrain.run import Observer, Run
 
 Result = TypeVar("Result")
@@ -99,6 +99,7 @@ class Saver(Observer):
                 "probe": {"loss": probe, "precision": run.recipe.train.precision},
                 "loss_scale": engines.loss_scale(run.engine),
                 "optimizer": {"kind": optimizer_kind(run.recipe)},
+                "given": {"weights": given_weights(run.recipe)},
                 "model": vars(run.config),
                 "data": run.data,
             }

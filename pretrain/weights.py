@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
+from model.config import DecoderConfig
 from model.decoder import Decoder
-from model.hf import EMBEDDING, from_hf
+from model.hf import EMBEDDING, from_hf, hf_config
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What transformers calls the weights in a folder; the first that is there is taken."""
@@ -25,6 +26,7 @@ def load_weights(decoder: Decoder, path: Path, tokenizer: Path) -> None:
     """
     if path.is_dir():
         check_tokenizer(path, tokenizer)
+        check_config(path, decoder.config)
     try:
         given = read_weights(path)
         rows = {name: len(tensor) for name, tensor in given.items() if name.endswith(EMBEDDING)}
@@ -57,6 +59,15 @@ def check_tokenizer(folder: Path, tokenizer: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         if (folder / name).is_file() and sha256(folder / name) != sha256(tokenizer / name):
             raise UserError(f"{folder}: made with another tokenizer than {tokenizer} ({name} differs)")
+
+
+def check_config(folder: Path, config: DecoderConfig) -> None:
+    """UserError where the folder's config.json, where it has one, differs in what no shape of a weight shows."""
+    path = folder / "config.json"
+    given, ours = read_json(path) if path.is_file() else {}, hf_config(config)
+    for key in ("num_attention_heads", "hidden_act", "scale_embedding", "boundaries"):
+        if key in given and given[key] != ours[key]:
+            raise UserError(f"{path}: {key} = {given[key]}, this model's is {ours[key]}; choose that of these weights")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

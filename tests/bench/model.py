@@ -2,7 +2,7 @@
 
 Each contender is a process of its own; they take their steps in turns, so that what else the machine does meets all
 alike. Speed is that of all steps of a contender together. Peak memory: on a CPU that of the process above what it had
-before the model, on a GPU what torch allocated. About 8 minutes on two cores; the rows of a GPU need one.
+before the model, on a GPU what torch allocated. About 5 minutes on two cores; the rows of a GPU need one.
 """
 
 import argparse

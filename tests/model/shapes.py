@@ -1,6 +1,8 @@
 """Small decoders for tests, and transformers' model with the same weights."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +50,19 @@ def random_shape(seed: int) -> dict[str, int]:
         "max_position_embeddings": draw.randint(12, 90),
         "vocab_size": draw.choice([17, 127, 128, 129, 300]),
     }
+
+
+@contextmanager
+def kept_for_backward() -> Iterator[dict[int, int]]:
+    """Each storage that autograd keeps of what runs inside: its address -> its bytes."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 def transformers_twin(decoder: Decoder) -> BioGptForCausalLM:

@@ -11,7 +11,7 @@ import model.config
 import model.loss
 from model.decoder import Decoder
 from model.loss import chunks, linear_cross_entropy
-from tests.model.shapes import small_config, small_decoder
+from tests.model.shapes import kept_for_backward, small_config, small_decoder
 
 
 def problem(rows: int = 50, width: int = 24, vocabulary: int = 101) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,7 +43,9 @@ def test_loss_and_gradients_are_those_of_the_plain_one(logits_at_once: int, monk
         assert linear_cross_entropy(hidden, weight, targets, 101).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_in_bf16_gradients_are_as_near_to_fp32s_as_the_plain_ones() -> None:
+def test_in_bf16_gradients_are_as_near_to_fp32s_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 50 chunks: added up in bf16, the weight's gradient would lose by each."""
+    monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", 128 * 8)
     exact_hidden, exact_weight, targets = problem(400)
     F.cross_entropy(exact_hidden @ exact_weight[:101].T, targets, reduction="sum").div(1000).backward()
     errors = []
@@ -82,12 +84,14 @@ class Largest(TorchDispatchMode):
 def test_no_more_logits_than_a_chunk_are_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", 128 * 64)
     hidden, weight, targets = problem(640)
-    with Largest() as ours:
+    with Largest() as ours, kept_for_backward() as kept:
         linear_cross_entropy(hidden, weight, targets, 101).backward()
-    with Largest() as plain:
+    with Largest() as plain, kept_for_backward() as plain_kept:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
     assert plain.numbers == 640 * 128
     assert ours.numbers <= max(128 * 64, hidden.numel(), weight.numel()) < plain.numbers / 4
+    # From the forward to the backward pass: the two gradients, where the plain one keeps all logits.
+    assert sum(kept.values()) <= hidden.nbytes + weight.nbytes < sum(plain_kept.values()) / 4
     assert [rows.stop - rows.start for rows in chunks(hidden, weight)] == [64] * 10
 
 

@@ -158,19 +158,35 @@ def test_a_checkpoint_cut_short_is_never_pointed_at(finished_run: Path, tmp_path
         ("model.num_hidden_layers=3", "model num_hidden_layers = 2, this run 3"),
         ("train.seed=5", "seed = 1, this run 5"),
         ("train.global_batch_tokens=2048", "data global_batch_tokens = 1024, this run 2048"),
+        ("model.weights=/some/hf", "given weights = None, this run /some/hf; choose"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(
     finished_run: Path, sample_folder: Path, change: str, message: str
 ) -> None:
-    recipe = load_recipe("tiny", settings(sample_folder / "shards", finished_run, *MORE, change))
-    vocabulary = read_manifest(sample_folder / "shards", "shards")["counts"]["vocabulary"]
-    checkpoint, _ = newest_checkpoint(finished_run)
-    assert checkpoint is not None
-    state = read_state(checkpoint)
-    with pytest.raises(UserError) as caught:
-        check_state(checkpoint, state, recipe, recipe.decoder_config(vocabulary), data_identity(recipe))
-    assert message in str(caught.value) and str(finished_run) in str(caught.value) and "\n" not in str(caught.value)
+    state = read_state(finished_run / "checkpoints" / "step-0000008")
+    said = refusal(finished_run, state, sample_folder / "shards", change)
+    assert message in said and str(finished_run) in said and "\n" not in said
+
+
+def test_a_checkpoint_from_before_given_weights_were_recorded_has_none(finished_run: Path, sample_folder: Path) -> None:
+    state = read_state(finished_run / "checkpoints" / "step-0000008")
+    del state["given"]
+    assert not refusal(finished_run, state, sample_folder / "shards")
+    assert "given weights = None, this run /hf" in refusal(
+        finished_run, state, sample_folder / "shards", "model.weights=/hf"
+    )
+
+
+def refusal(run: Path, state: dict[str, Any], shards: Path, *changes: str) -> str:
+    """What a run with the changes is told when it would go on from this state, "" where it may."""
+    recipe = load_recipe("tiny", settings(shards, run, *MORE, *changes))
+    vocabulary = read_manifest(shards, "shards")["counts"]["vocabulary"]
+    try:
+        check_state(run, state, recipe, recipe.decoder_config(vocabulary), data_identity(recipe))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_a_finished_run_stays_as_it_is(one_rank: Ranks, sample_folder: Path, finished_run: Path) -> None:

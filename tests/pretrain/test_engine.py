@@ -31,6 +31,7 @@ def test_auto_is_filled_in_from_the_recipe() -> None:
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage = 2, but the recipe says 1"),
         ({"gradient_clipping": 3.0}, "gradient_clipping = 3.0, but the recipe says 1.0"),
         ({"optimizer": {"type": "AdamW"}}, "the recipe decides both"),
+        ({"activation_checkpointing": {}}, r"the key is model\.gradient_checkpointing"),
     ],
 )
 def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(

@@ -18,6 +18,10 @@ def test_the_biogpt_recipe_is_the_published_one() -> None:
     assert recipe.gradient_accumulation_steps(8) * 8 * recipe.train.micro_batch_size == 8 * 64
 
 
+def test_layerdrop_draws_from_the_runs_seed() -> None:
+    assert load_recipe("tiny", ["train.seed=9"]).decoder_config(8).layerdrop_seed == 9
+
+
 @pytest.mark.parametrize(("name", "most_ranks"), [("tiny", 2), ("biogpt", 32), ("biogpt-large", 64)])
 def test_bundled_recipes_divide_over_their_ranks(name: str, most_ranks: int) -> None:
     assert name in bundled_recipes()
@@ -59,6 +63,9 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
         (["deepspeed.offload_parameters=true"], "needs deepspeed.stage=3"),
         (["schedule.kind=wsd"], "needs schedule.decay_steps"),
         (["schedule.kind=wsd", "schedule.decay_steps=190"], "more than train.steps 200"),
+        (["schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "inverse_sqrt" reads none'),
+        (["schedule.kind=cosine", "schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "cosine"'),
+        (["schedule.final_learning_rate=1e-5"], "schedule.final_learning_rate = 1e-05: schedule.kind = "),
         (["deepspeed.stage=4"], "deepspeed.stage = 4"),
         (["train.context_length=4096"], "longer than the model's max_position_embeddings 128"),
         (["model.gradient_checkpointing=true"], "model.gradient_checkpointing = True"),

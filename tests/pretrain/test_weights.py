@@ -18,6 +18,9 @@ from pretrain.weights import load_weights
 from tests.pretrain.runs import metrics, refused_case, run_case, settings
 from tests.ranks import Ranks
 
+UNSHAPED = {"num_attention_heads": 4, "hidden_act": "gelu_new", "scale_embedding": False, "boundaries": "document"}
+"""What a folder's config.json may say that no weight's shape shows, other than the tests' runs have it."""
+
 
 @pytest.fixture(scope="module")
 def hf(one_rank: Ranks, sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,6 +77,12 @@ def test_a_run_goes_on_from_given_weights_and_resumes_from_its_own(
     one_rank.run(run_case, [*chosen, "train.steps=3"])
     assert list(metrics(tmp_path / "run", "train/loss")) == [1, 2, 3]
 
+    other = hf / "model.safetensors"
+    for now, wanted in ((f"model.weights={other}", str(other)), ("train.steps=4", "None")):
+        said = one_rank.run(refused_case, [*settings(shards, tmp_path / "run"), now])[0]
+        assert f"has given weights = {hf}, this run {wanted}; choose" in said and "\n" not in said
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")).model.weights == str(hf)
+
 
 def test_what_does_not_fit_is_named(one_rank: Ranks, hf: Path, sample_folder: Path, tmp_path: Path) -> None:
     shards = sample_folder / "shards"
@@ -86,6 +95,12 @@ def test_what_does_not_fit_is_named(one_rank: Ranks, hf: Path, sample_folder: Pa
     shutil.copytree(hf, tmp_path / "other")
     (tmp_path / "other" / "manifest.json").unlink()
     (tmp_path / "other" / "merges.txt").write_text("#version: 0.2\n")
+    config = json.loads((hf / "config.json").read_text())
+    for key, value in {**UNSHAPED, "fitting": None}.items():
+        (tmp_path / key).mkdir()
+        save_file(state, tmp_path / key / "model.safetensors")
+        (tmp_path / key / "config.json").write_text(json.dumps(config | {key: value}))
+    load_weights(fresh(shards), tmp_path / "fitting", tokenizer)
     embedding = state["biogpt.embed_tokens.weight"]
     changed = {
         "short": state | {"biogpt.embed_tokens.weight": embedding[:-1].contiguous()},
@@ -111,6 +126,7 @@ def test_what_does_not_fit_is_named(one_rank: Ranks, hf: Path, sample_folder: Pa
         "fewer.safetensors": r"layers\.1\.fc1\.bias is missing",
         "head.safetensors": "to which BioGPT's head is tied",
         "class.safetensors": r"score\.weight is not part of the model",
+        **{key: f"config.json: {key} = {value}, this model's is {config[key]};" for key, value in UNSHAPED.items()},
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=message) as caught:
