@@ -159,6 +159,8 @@ def check_state(
         "given": {"weights": given_weights(recipe)},
     }
     del now["model"]["gradient_checkpointing"]  # how the same thing is computed
+    if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
+        del now["given"]
     if recipe.data.allow_other:
         del now["data"]["shards"]
     for section, values in now.items():

@@ -65,7 +65,7 @@ def check_config(folder: Path, config: DecoderConfig) -> None:
     """UserError where the folder's config.json, where it has one, differs in what no shape of a weight shows."""
     path = folder / "config.json"
     given, ours = read_json(path) if path.is_file() else {}, hf_config(config)
-    for key in ("num_attention_heads", "hidden_act", "scale_embedding", "boundaries"):
+    for key in ("num_attention_heads", "hidden_act", "scale_embedding"):
         if key in given and given[key] != ours[key]:
             raise UserError(f"{path}: {key} = {given[key]}, this model's is {ours[key]}; choose that of these weights")
 
