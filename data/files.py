@@ -137,8 +137,9 @@ def seal(manifest: dict[str, Any]) -> dict[str, Any]:
     return content | {"checksum": hashlib.sha256(json_bytes(content)).hexdigest()}
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a finished folder of this kind; UserError names a folder that is missing, unfinished or other."""
+def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
+    """The manifest of a finished folder of such a kind; UserError names one that is missing, unfinished or other."""
+    kind = " or ".join(kinds)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a {kind} folder")
     if not (folder / MANIFEST).is_file():
@@ -146,12 +147,12 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not {"kind", "version", "request", "counts", "files"} <= manifest.keys():
         raise UserError(f"{folder / MANIFEST}: not a manifest of this program; expected a {kind} folder")
-    if manifest["kind"] != kind:
+    if manifest["kind"] not in kinds:
         raise UserError(f"{folder}: is a {manifest['kind']} folder; expected a {kind} folder")
-    if manifest["version"] > VERSIONS[kind]:
+    if manifest["version"] > (ours := VERSIONS[manifest["kind"]]):
         raise UserError(
-            f"{folder}: written in format {manifest['version']} of {kind} folders, newer than this program's"
-            f" {VERSIONS[kind]}; install a newer biogpt-pretrain"
+            f"{folder}: written in format {manifest['version']} of {manifest['kind']} folders, newer than {ours}, this"
+            " program's; install a newer biogpt-pretrain"
         )
     # The bytes, not only the content: a flipped bit in the white space is damage too.
     if json_bytes(seal(manifest)) != (folder / MANIFEST).read_bytes():

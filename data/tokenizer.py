@@ -60,7 +60,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         if (folder / MANIFEST).is_file():  # an HF folder from elsewhere has none
-            verify_files(folder, read_manifest(folder, "tokenizer"))
+            verify_files(folder, read_manifest(folder, "tokenizer", "hf"))
         self.vocabulary: dict[str, int] = read_json(folder / "vocab.json")
         first = SPECIAL_TOKENS if isinstance(self.vocabulary, dict) else ()
         if [self.vocabulary.get(token) for token in first] != [BOS_ID, PAD_ID, EOS_ID, UNK_ID]:
