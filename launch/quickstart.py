@@ -20,7 +20,7 @@ def run_quickstart(out: Path) -> None:
     say("2/7 corpus: XML to Parquet")
     cli.corpus([str(raw)], corpus, validation_fraction=0.05, test_fraction=0.05, workers=workers)
     say("3/7 tokenizer: Moses and BPE")
-    cli.tokenizer(corpus, tokenizer, merges=2_000, workers=workers)
+    cli.tokenizer(tokenizer, corpus, merges=2_000, workers=workers)
     say("4/7 shards: token files")
     cli.shards(corpus, tokenizer, shards, workers=workers)
     say("5/7 train: DeepSpeed ZeRO")

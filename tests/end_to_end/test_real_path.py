@@ -57,7 +57,6 @@ def test_pubmed_xml_to_a_model_that_plain_transformers_loads(tmp_path: Path) -> 
     assert list(metrics(tmp_path / "run", "validation/loss").values()) == losses
 
 
-@pytest.mark.slow
 def test_quickstart_learns_and_goes_on_where_it_was(tmp_path: Path) -> None:
     first = biogpt(tmp_path, "quickstart")
     figures = {name: float(value) for name, value in re.findall(r"^([a-z0-9 ]+?) {2,}(\d+\.\d+)$", first, re.MULTILINE)}
