@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from transformers import BioGptForCausalLM, BioGptTokenizer
 
 from tests.pretrain.runs import metrics
