@@ -48,7 +48,7 @@ def download(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-        missing = [url for url in urls if not (out / url.rsplit("/", 1)[1]).is_file()]
+        missing = [url for url in urls if not (out / _name(url)).is_file()]
         needed = 0
         with progress("download: sizes", len(missing)) as advance:
             for size in threads.map(lambda url: _size(client, url), missing):
@@ -67,7 +67,7 @@ def download(
     if failures:
         raise TasksFailed(failures, len(urls))
     (out / MANIFEST).unlink(missing_ok=True)
-    names = {url.rsplit("/", 1)[1] for url in urls}
+    names = {_name(url) for url in urls}
     others = sum(path.name not in names for path in out.glob("*.xml.gz"))
     counts = {"files": len(names), "bytes": sum((out / name).stat().st_size for name in names), "others": others}
     return write_manifest(out, "raw", {"source": base_url, "terms": TERMS}, counts)
@@ -89,6 +89,10 @@ def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tu
     return [folder + name for number, _, name in found if first <= number <= last]
 
 
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[1]
+
+
 def _size(client: httpx2.Client, url: str) -> int:
     """Bytes of a file; 0 where that cannot be told now (fetching it will say why)."""
     try:
@@ -99,7 +103,7 @@ def _size(client: httpx2.Client, url: str) -> int:
 
 def fetch(client: httpx2.Client, url: str, out: Path) -> str:
     """Bring one file under its name, whole and with the md5 that lies beside it. Returns why that failed, or ""."""
-    path = out / url.rsplit("/", 1)[1]
+    path = out / _name(url)
     partial = path.with_name(f".{path.name}.partial")
     attempt, furthest, reason = 0, 0, ""
     while attempt < ATTEMPTS:

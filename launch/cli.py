@@ -12,6 +12,7 @@ import typer
 
 from data.files import ShareDone, TasksFailed, UserError, verify_files
 
+MERGES = 40_000  # BioGPT's
 app = typer.Typer(
     help="From PubMed XML to a biomedical language model that transformers loads.",
     no_args_is_help=True,
@@ -115,7 +116,7 @@ def tokenizer(
     out: Out,
     corpus: Annotated[Path | None, typer.Argument(help="Folder written by `biogpt corpus`.")] = None,
     from_biogpt: Annotated[Path | None, typer.Option(help="Folder of BioGPT's bpecodes and dict.txt, instead.")] = None,
-    merges: Annotated[int, typer.Option(min=0, help="BPE merges to learn.")] = 40_000,
+    merges: Annotated[int, typer.Option(min=0, help="BPE merges to learn.")] = MERGES,
     min_count: Annotated[int, typer.Option(min=1, help="Rarer types become <unk>.")] = 1,
     min_word_count: Annotated[int, typer.Option(min=1, help="Rarer words have no say in the merges.")] = 1,
     normalize_punctuation: Annotated[
@@ -131,7 +132,7 @@ def tokenizer(
     from data.tokenizer import tokenizer_from_biogpt, train_tokenizer
 
     if from_biogpt and not corpus:
-        if (merges, min_count, min_word_count) != (40_000, 1, 1):
+        if (merges, min_count, min_word_count) != (MERGES, 1, 1):
             raise UserError("--from-biogpt learns nothing: --merges, --min-count and --min-word-count go with a corpus")
         counts = tokenizer_from_biogpt(from_biogpt, out, normalize_punctuation)["counts"]
         source = str(from_biogpt)

@@ -165,7 +165,7 @@ def check_state(
         del now["data"]["shards"]
     for section, values in now.items():
         for key, value in values.items():
-            recorded = state.get(section, {}).get(key)
+            recorded = state[section].get(key)
             if recorded != value:
                 hint = "; data.allow_other=true goes on all the same" if key == "shards" else ""
                 raise UserError(
