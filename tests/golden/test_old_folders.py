@@ -1,0 +1,80 @@
+"""Folders made by earlier versions of the program open ever after, and work goes on in them."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.corpus import make_corpus
+from data.files import read_manifest, verify_files
+from data.shards import make_shards
+from data.tokenizer import train_tokenizer
+from pretrain.export import evaluate_folder, export
+from tests.golden import observe
+from tests.golden.make import FOLDERS, OLD_STEPS, old_run_settings
+from tests.pretrain.runs import metrics, run_case
+from tests.ranks import Ranks
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    with tarfile.open(FOLDERS) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+@pytest.fixture
+def losses(old: Path) -> dict[str, list[float]]:
+    recorded: dict[str, dict[str, float]] = json.loads((old / "losses.json").read_text())
+    return {name: list(values.values()) for name, values in recorded.items()}
+
+
+def made_again(old: Path) -> dict[str, dict[str, Any]]:
+    """Every data folder, asked for once more as it was made."""
+    return {
+        "corpus": make_corpus([old / "raw"], old / "corpus", 0.1, 0.1, workers=1),
+        "tokenizer": train_tokenizer(old / "corpus", old / "tokenizer", merges=100, min_count=1, workers=1),
+        "shards": make_shards(old / "corpus", old / "tokenizer", old / "shards", workers=1),
+    }
+
+
+def test_old_data_folders_are_finished_work(old: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in old.glob("*/*") if path.is_file()}
+    for name, manifest in made_again(old).items():
+        assert manifest == read_manifest(old / name, name)
+        verify_files(old / name, manifest)
+    assert before == {path: path.stat().st_mtime_ns for path in old.glob("*/*") if path.is_file()}
+
+
+def test_parts_of_an_old_corpus_are_not_parsed_again(old: Path) -> None:
+    before = observe.describe(old / "corpus.parts")
+    receipts = {path: path.stat().st_mtime_ns for path in old.glob("corpus.parts/*/manifest.json")}
+    assert receipts
+    shutil.move(old / "corpus", old / "kept")
+    made_again(old)
+    assert {path: path.stat().st_mtime_ns for path in receipts} == receipts
+    assert observe.describe(old / "corpus.parts") == before
+    counts = [read_manifest(old / name, "corpus")["counts"] for name in ("kept", "corpus")]
+    assert counts[0] == counts[1]
+
+
+def test_an_old_run_goes_on_from_its_checkpoint(old: Path, losses: dict[str, list[float]], one_rank: Ranks) -> None:
+    run = old / "run"
+    shutil.rmtree(run / "checkpoints" / f"step-{OLD_STEPS:07d}")
+    (run / "latest").write_text(f"step-{OLD_STEPS - 2:07d}")
+    assert one_rank.run(run_case, old_run_settings(old / "shards", run)) == [OLD_STEPS]
+    for name, expected in losses.items():
+        assert list(metrics(run, name).values()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_old_run_is_exported_and_an_old_export_loads(old: Path, losses: dict[str, list[float]]) -> None:
+    counts = export(old / "run", old / "again", old / "shards")["counts"]
+    assert counts["recorded_loss"] == losses["validation/loss"][-1]
+    for folder in (old / "hf", old / "again", old / "run"):
+        result = evaluate_folder(folder, old / "shards", None, "test")
+        assert result["loss"] == pytest.approx(evaluate_folder(old / "hf", old / "shards", None, "test")["loss"])
+    weights = [observe.describe(folder)["model.safetensors"] for folder in (old / "hf", old / "again")]
+    assert weights[0] == weights[1]
