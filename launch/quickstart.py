@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from data.files import UserError
-from launch import cli
+from data.common.files import UserError
+from launch import data_commands, model_commands
 
 GLOBAL_BATCH_SIZE = 32  # blocks of a step in the tiny recipe
 
@@ -16,22 +16,22 @@ def run_quickstart(out: Path) -> None:
     shards, run, hf = out / "shards", out / "run", out / "hf"
     workers = len(os.sched_getaffinity(0))
     say("1/7 sample: invented citations in NLM's XML")
-    cli.sample(raw)
+    data_commands.sample(raw)
     say("2/7 corpus: XML to Parquet")
-    cli.corpus([str(raw)], corpus, validation_fraction=0.05, test_fraction=0.05, workers=workers)
+    data_commands.corpus([str(raw)], corpus, validation_fraction=0.05, test_fraction=0.05, workers=workers)
     say("3/7 tokenizer: Moses and BPE")
-    cli.tokenizer(tokenizer, corpus, merges=2_000, workers=workers)
+    data_commands.tokenizer(tokenizer, corpus, merges=2_000, workers=workers)
     say("4/7 shards: token files")
-    cli.shards(corpus, tokenizer, shards, workers=workers)
+    data_commands.shards(corpus, tokenizer, shards, workers=workers)
     say("5/7 train: DeepSpeed ZeRO")
     ranks = choose_ranks()
     micro_batch_size = min(16, GLOBAL_BATCH_SIZE // ranks)
     settings = [f"data.shards={shards}", f"train.run={run}", f"train.micro_batch_size={micro_batch_size}"]
-    cli.train("tiny", settings, ranks=ranks)
+    model_commands.train("tiny", settings, ranks=ranks)
     say("6/7 export: to transformers' format, verified")
-    cli.export(run, hf)
+    model_commands.export(run, hf)
     say("7/7 generate: a sentence by transformers")
-    cli.generate(hf, "The role of")
+    model_commands.generate(hf, "The role of")
     report(shards, run)
 
 
@@ -50,7 +50,7 @@ def say(text: str) -> None:
 
 def report(shards: Path, run: Path) -> None:
     """Print the three figures that tell whether the model learned."""
-    from data.blocks import unigram_entropy
+    from data.shards.blocks import unigram_entropy
     from pretrain.export import open_split
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

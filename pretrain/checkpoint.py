@@ -23,7 +23,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
+from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.config import DecoderConfig
 from model.hf import from_hf
 from pretrain.recipe import Recipe, given_weights, optimizer_kind

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from data.files import UserError
+from data.common.files import UserError
 from model.decoder import Decoder, DecoderLayer
 from pretrain.recipe import Recipe, deepspeed_config
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.blocks import IGNORED, TokenStream, held_out_batch
+from data.shards.blocks import IGNORED, TokenStream, held_out_batch
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
 

@@ -11,10 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.blocks import IGNORED, TokenStream, held_out_batch
-from data.files import MANIFEST, UserError, make_folder, read_json, read_manifest, sha256, verify_files, write_json
-from data.shards import make_shards
-from data.tokenizer import TOKENIZER_FILES, tokenizer_files
+from data.common.files import (
+    MANIFEST,
+    UserError,
+    make_folder,
+    read_json,
+    read_manifest,
+    sha256,
+    verify_files,
+    write_json,
+)
+from data.shards.blocks import IGNORED, TokenStream, held_out_batch
+from data.shards.build import make_shards
+from data.text.tokenizer import TOKENIZER_FILES, tokenizer_files
 from model.attention import segment_mask, segment_positions
 from model.config import DecoderConfig
 from model.decoder import Decoder, documents

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from data.files import whole_file
+from data.common.files import whole_file
 from model.attention import kernel_name
 from model.config import DecoderConfig
 from pretrain.run import Observer, Run

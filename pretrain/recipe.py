@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data.files import UserError, read_json, read_manifest, sha256, whole_file
-from data.settings import Section, override, read_toml, validate
+from data.common.files import UserError, read_json, read_manifest, sha256, whole_file
+from data.common.settings import Section, override, read_toml, validate
 from model.config import PRESETS, Boundaries, DecoderConfig, Initialization, Recomputation
 from pretrain import ROOT
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data.blocks import TokenStream, TrainingBlocks
+from data.shards.blocks import TokenStream, TrainingBlocks
 from model.config import DecoderConfig
 from pretrain.recipe import Recipe
 

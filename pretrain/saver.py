@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from data.files import UserError, write_json
+from data.common.files import UserError, write_json
 from model.hf import to_hf
 from pretrain import engine as engines
 from pretrain.checkpoint import (

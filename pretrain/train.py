@@ -18,8 +18,8 @@ if __name__ == "__main__" and __package__ is None:  # `deepspeed pretrain/train.
 import torch
 import torch.distributed as dist
 
-from data.blocks import TokenStream, TrainingBlocks
-from data.files import UserError, verify_files
+from data.common.files import UserError, verify_files
+from data.shards.blocks import TokenStream, TrainingBlocks
 from model.decoder import Decoder
 from pretrain import engine as engines
 from pretrain.checkpoint import KINDS, check_state, read_tensors, space_fault

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
+from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.hf import EMBEDDING, from_hf, hf_config

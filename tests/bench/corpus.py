@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.cleaning import CLEAN, cleaning_switches
-from data.corpus import make_corpus, write_part
-from data.files import describe_files
-from data.sample import write_sample
-from data.tokenizer import train_tokenizer
+from data.archive.sample import write_sample
+from data.common.files import describe_files
+from data.corpus.build import make_corpus, write_part
+from data.corpus.cleaning import CLEAN, cleaning_switches
+from data.text.tokenizer import train_tokenizer
 from tests.bench.machine import machine
+from tests.data.archive.test_download import Archive
 from tests.data.killed import kill_after, start
-from tests.data.test_nlm import Archive
 from tests.shared import ROOT, SHARED
 
 BASELINE_FILES, BASELINE_RECORDS = 1_300, 38_000_000
@@ -31,7 +31,8 @@ PEAK = (
     "import pathlib, re; print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KiB
 )
 CHOOSE = """
-import sys; import numpy as np; from data.cleaning import CLEAN; from data.choice import Keys, choose_rows
+import sys; import numpy as np; from data.corpus.cleaning import CLEAN
+from data.corpus.selection import Keys, choose_rows
 rows, rng = int(sys.argv[1]), np.random.default_rng(1)
 keys = Keys([], CLEAN, np.empty(0, np.int64))
 keys.starts = np.arange(0, rows + 1, 30_000)
@@ -98,9 +99,9 @@ def peak(code: str, *arguments: str) -> float:
 
 def memory(file: Path, tokenizer: Path, folder: Path) -> tuple[float, float]:
     """Bytes of the largest process of corpus and shards on a file; and of pass two at full size, by its slope."""
-    corpus = "import sys; from pathlib import Path; from data.corpus import make_corpus\n"
+    corpus = "import sys; from pathlib import Path; from data.corpus.build import make_corpus\n"
     corpus += "make_corpus([Path(sys.argv[1])], Path(sys.argv[2]), 0.002, 0.002, 1)"
-    shards = "import sys; from pathlib import Path; from data.shards import make_shards\n"
+    shards = "import sys; from pathlib import Path; from data.shards.build import make_shards\n"
     shards += "make_shards(*map(Path, sys.argv[1:]), 1)"
     worker = max(
         peak(corpus, str(file), str(folder / "corpus")),

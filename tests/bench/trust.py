@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 import torch
 
-from data.blocks import TokenStream, TrainingBlocks
-from data.files import UserError, read_manifest
-from data.indexed import write_index
+from data.common.files import UserError, read_manifest
+from data.shards.blocks import TokenStream, TrainingBlocks
+from data.shards.indexed import write_index
 from pretrain import engine as engines
 from pretrain.checkpoint import list_checkpoints, verify_checkpoint
 from pretrain.recipe import load_recipe

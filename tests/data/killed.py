@@ -12,16 +12,17 @@ from tests.shared import ROOT
 
 
 def kill_at_call(folder: Path, step: str, call: int, code: str) -> None:
-    """Run Python code in a folder; kill -9 ends it where it calls a step ("corpus.write_part") the so-manieth time."""
-    module, name = step.split(".")
+    """Run Python code in a folder; kill -9 ends it at a certain call of a step ("data.corpus.build.write_part")."""
+    module, _, name = step.rpartition(".")
     script = (
-        f"import os; from data import corpus, files, shards, tokenizer; from pathlib import Path\n"
-        f"step, calls = {step}, []\n"
+        f"import importlib, os, data.corpus.build, data.shards.build; from pathlib import Path\n"
+        f"module = importlib.import_module({module!r})\n"
+        f"step, calls = module.{name}, []\n"
         f"def killed(*arguments):\n"
         f"    calls.append(arguments)\n"
         f"    if len(calls) == {call}: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         f"    return step(*arguments)\n"
-        f"{module}.{name} = killed\n{code}"
+        f"module.{name} = killed\n{code}"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=_environment(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from data.medline import Citation, read_medline
-from data.tokenizer import tokenizer_from_biogpt
+from data.archive.medline import Citation, read_medline
+from data.text.tokenizer import tokenizer_from_biogpt
 from tests.shared import SHARED
 
 with warnings.catch_warnings():  # it misses its optional GPU kernels
@@ -34,7 +34,7 @@ def megatron_documents(prefix: Path) -> list[list[int]]:
 
 
 def splitmix64(number: int) -> int:
-    """splitmix64's finalizer on a number, as data/hashing.py promises it for salt 0."""
+    """splitmix64's finalizer on a number, as data/common/hashing.py promises it for salt 0."""
     z = (number + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

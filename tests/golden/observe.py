@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from data.blocks import TokenStream, TrainingBlocks
-from data.choice import funnel
-from data.cleaning import load_corpus_settings
-from data.corpus import make_corpus
-from data.files import read_manifest, sha256
+from data.common.files import read_manifest, sha256
+from data.corpus.build import make_corpus
+from data.corpus.cleaning import load_corpus_settings
+from data.corpus.selection import funnel
+from data.shards.blocks import TokenStream, TrainingBlocks
 from pretrain.checkpoint import newest_checkpoint, read_state
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
 from tests.ranks import Ranks

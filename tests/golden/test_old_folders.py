@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from data.corpus import make_corpus
-from data.files import read_manifest, verify_files
-from data.shards import make_shards
-from data.tokenizer import train_tokenizer
+from data.common.files import read_manifest, verify_files
+from data.corpus.build import make_corpus
+from data.shards.build import make_shards
+from data.text.tokenizer import train_tokenizer
 from pretrain.export import evaluate_folder, export
 from tests.golden import observe
 from tests.golden.make import FOLDERS, OLD_STEPS, old_run_settings

@@ -10,10 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from data.corpus import make_corpus
-from data.files import UserError
-from data.sample import write_sample
-from data.tokenizer import SPECIAL_TOKENS, Tokenizer, write_tokenizer_files
+from data.archive.sample import write_sample
+from data.common.files import UserError
+from data.corpus.build import make_corpus
+from data.text.ids import SPECIAL_TOKENS
+from data.text.tokenizer import Tokenizer, write_tokenizer_files
 from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
@@ -41,7 +42,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
     code = (
         "import sys; sys.argv = ['biogpt', '--help']\n"
-        "import launch.cli, data.corpus, data.tokenizer, data.shards, data.sample\n"
+        "import launch.cli, data.corpus.build, data.text.tokenizer, data.shards.build, data.archive.sample\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -157,7 +158,7 @@ def test_wrong_options_are_named(
         (["corpus", raw, "--out", out, "--part", "1/2", "--workers", "2"], "choose one of --workers"),
         (["corpus", raw, "--out", out, "corpus.minimum_word=3"], "did you mean corpus.minimum_words?"),
         (["corpus", "corpus.minimum_words=3", "--out", out], "name the files or folders to read"),
-        (["download", "--out", out, "--files", "1-"], "--files 1-: give a number or two"),
+        (["download", "--out", out, "--files", "1-"], "--files 1-: give one number or a range"),
         (["evaluate", raw], "name either --shards or --corpus"),
         (["evaluate", raw, "--shards", raw, "--split", "dev"], "--split dev"),
         (["evaluate", raw, "--shards", raw], raw),
@@ -189,7 +190,7 @@ def test_a_job_array_of_the_command_and_what_finishes_it(
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["biogpt", "sample", "--out", "x"])
-    monkeypatch.setattr("data.sample.write_sample", lambda _: 1 / 0)
+    monkeypatch.setattr("data.archive.sample.write_sample", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main()
     assert not issubclass(ZeroDivisionError, UserError)
@@ -208,7 +209,7 @@ def test_shards_are_verified(
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
         assert f"{path}: " in mistake(["shards", "--verify", str(shards)], capsys, monkeypatch)
         path.write_bytes(whole)
-    assert "goes alone" in mistake(["shards", "corpus", "--verify", str(shards)], capsys, monkeypatch)
+    assert "takes no other argument" in mistake(["shards", "corpus", "--verify", str(shards)], capsys, monkeypatch)
     assert "name the CORPUS" in mistake(["shards", "corpus", "--out", "out"], capsys, monkeypatch)
 
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.corpus import make_corpus
-from data.files import UserError
-from data.sample import write_sample
-from data.shards import make_shards
-from data.tokenizer import train_tokenizer
+from data.archive.sample import write_sample
+from data.common.files import UserError
+from data.corpus.build import make_corpus
+from data.shards.build import make_shards
+from data.text.tokenizer import train_tokenizer
 from pretrain.recipe import load_recipe
 from pretrain.train import train
 

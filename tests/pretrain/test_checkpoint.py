@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import BioGptConfig, BioGptForCausalLM
 
-from data.files import UserError, read_manifest
+from data.common.files import UserError, read_manifest
 from model.config import DecoderConfig
 from model.hf import hf_config
 from pretrain.checkpoint import (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.blocks import TokenStream, TrainingBlocks
-from data.files import UserError, read_manifest
+from data.common.files import UserError, read_manifest
+from data.shards.blocks import TokenStream, TrainingBlocks
 from model.decoder import Decoder
 from pretrain.recipe import deepspeed_config, load_recipe
 from pretrain.schedule import learning_rate

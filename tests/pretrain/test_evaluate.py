@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.blocks import TokenStream
-from data.files import read_manifest
+from data.common.files import read_manifest
+from data.shards.blocks import TokenStream
 from model.decoder import Decoder
 from pretrain.evaluate import held_out_loss
 from pretrain.recipe import load_recipe

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BioGptForCausalLM, BioGptTokenizer
 
 import pretrain.export as exports
-from data.blocks import TokenStream
-from data.files import UserError, read_manifest
-from data.tokenizer import Tokenizer
+from data.common.files import UserError, read_manifest
+from data.shards.blocks import TokenStream
+from data.text.tokenizer import Tokenizer
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.export import evaluate_folder, export, generate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import UserError
+from data.common.files import UserError
 from pretrain.recipe import bundled_recipes, check_inputs, load_recipe, write_recipe
 
 

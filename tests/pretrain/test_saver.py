@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from data.files import UserError, seal, write_json
+from data.common.files import UserError, seal, write_json
 from launch.cli import app
 from pretrain import checkpoint as checkpoints
 from pretrain.checkpoint import CheckpointWriter, list_checkpoints, newest_checkpoint, prune, step_of

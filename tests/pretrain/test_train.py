@@ -11,7 +11,7 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from data.files import UserError
+from data.common.files import UserError
 from model.decoder import Decoder
 from model.loss import compiled_chunk_loss
 from pretrain.engine import build_engine, compiles, init_distributed, loss_scale

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from data.files import UserError
+from data.common.files import UserError
 from model.decoder import Decoder
 from pretrain.export import evaluate_folder, export
 from pretrain.recipe import load_recipe

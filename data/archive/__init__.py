@@ -1,0 +1,1 @@
+"""NLM's archive: download it, read its MEDLINE XML; the embedded sample in the same format."""

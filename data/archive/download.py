@@ -1,0 +1,158 @@
+"""NLM's archive: list the files of PubMed, download them, compare with NLM's md5, go on where a download broke off.
+
+The layout is that of https://ftp.ncbi.nlm.nih.gov/pubmed/: `baseline/` and `updatefiles/`, with `pubmed26n0001.xml.gz`
+and `pubmed26n0001.xml.gz.md5` for each file.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from data.common.files import MANIFEST, TasksFailed, UserError, write_manifest
+from data.common.workers import progress
+
+BASE_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed/"
+TERMS = (
+    "Courtesy of the U.S. National Library of Medicine. NLM's terms apply (https://www.nlm.nih.gov/databases/download/"
+    "terms_and_conditions.html): say where the data come from, keep them up to date or say that they may not be, and"
+    " do not imply that NLM endorses the use. Abstracts may be under their publishers' copyright."
+)
+ATTEMPTS = 6  # without getting further, with pauses that double
+PAUSE = 1.0  # seconds before the second
+SPARE_DISK = 1 << 30  # bytes that are left free
+NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"')
+
+
+def download(
+    out: Path, updates: bool, year: int | None, files: tuple[int, int] | None, connections: int, base_url: str
+) -> dict[str, Any]:
+    """Download the baseline, and the update files too where `updates`, into `out`. Returns the folder's manifest.
+
+    year: refuse another year's files; files: the first and last number wanted, both included; base_url: ends in "/".
+    What is there with the right md5 is not fetched again. Raises UserError where the list cannot be had, the year is
+    another or the disk too small; TasksFailed, which names each file that failed, after all others are done.
+    """
+    with httpx2.Client(timeout=60, follow_redirects=True) as client, ThreadPoolExecutor(connections) as threads:
+        folders = ["baseline/", "updatefiles/"] if updates else ["baseline/"]
+        urls = [url for folder in folders for url in list_archive(client, base_url + folder, year, files)]
+        if not urls:
+            raise UserError(f"{base_url}: holds no file that was asked for; see --files and --updates")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+        missing = [url for url in urls if not (out / _name(url)).is_file()]
+        needed = 0
+        with progress("download: sizes", len(missing)) as advance:
+            for size in threads.map(lambda url: _size(client, url), missing):
+                needed += size
+                advance()
+        needed -= sum(path.stat().st_size for path in out.glob(".*.xml.gz.partial"))
+        if shutil.disk_usage(out).free < needed + SPARE_DISK:
+            raise UserError(
+                f"{out}: {needed / 1e9:.1f} GB are to come and {SPARE_DISK / 1e9:.1f} to stay free: disk full"
+            )
+        failures = []
+        with progress("download: files", len(urls)) as advance:
+            for failure in threads.map(lambda url: fetch(client, url, out), urls):
+                advance()
+                failures += [failure] if failure else []
+    if failures:
+        raise TasksFailed(failures, len(urls))
+    (out / MANIFEST).unlink(missing_ok=True)
+    names = {_name(url) for url in urls}
+    others = sum(path.name not in names for path in out.glob("*.xml.gz"))
+    counts = {"files": len(names), "bytes": sum((out / name).stat().st_size for name in names), "others": others}
+    return write_manifest(out, "raw", {"source": base_url, "terms": TERMS}, counts)
+
+
+def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tuple[int, int] | None) -> list[str]:
+    """The URLs of the wanted files of a folder of the archive, in order of their numbers."""
+    try:
+        page = client.get(folder).raise_for_status().text
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
+    found = sorted({(int(number), int(of_year) + 2000, name) for name, of_year, number in NAME.findall(page)})
+    others = {of_year for _, of_year, _ in found} - {year}
+    if year and others:
+        raise UserError(f"{folder}: holds the files of {max(others)}, not of {year}; NLM keeps one year at a time")
+    first, last = files or (0, 10**9)
+    return [folder + name for number, _, name in found if first <= number <= last]
+
+
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[1]
+
+
+def _size(client: httpx2.Client, url: str) -> int:
+    """Bytes of a file; 0 where that cannot be told now (fetching it will say why)."""
+    try:
+        return int(client.head(url).headers.get("content-length", 0))
+    except httpx2.HTTPError:
+        return 0
+
+
+def fetch(client: httpx2.Client, url: str, out: Path) -> str:
+    """Bring one file under its name, whole and with the md5 that lies beside it. Returns why that failed, or ""."""
+    path = out / _name(url)
+    partial = path.with_name(f".{path.name}.partial")
+    attempt, furthest, reason = 0, 0, ""
+    while attempt < ATTEMPTS:
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            expected = _md5_of(client, url)
+            if path.is_file() and _md5(path) == expected:
+                return ""
+            _receive(client, url, partial)
+            if _md5(partial) == expected:
+                partial.replace(path)
+                return ""
+            partial.unlink()
+            reason = f"md5 differs from {expected}, which {url}.md5 says"
+        except (httpx2.HTTPError, ValueError, OSError) as error:  # OSError: a full disk
+            reason = f"{error or type(error).__name__}"
+            if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code in (401, 403, 404, 410):
+                break
+        reached = partial.stat().st_size if partial.exists() else 0
+        attempt = 1 if reached > furthest else attempt + 1
+        furthest = max(furthest, reached)
+    return f"{url}: {reason.splitlines()[0]}"
+
+
+def _md5_of(client: httpx2.Client, url: str) -> str:
+    text = client.get(f"{url}.md5").raise_for_status().text
+    found = re.search(r"\b[0-9a-f]{32}\b", text)
+    if not found:
+        raise ValueError(f"{url}.md5 holds no md5")
+    return found[0]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+def _receive(client: httpx2.Client, url: str, partial: Path) -> None:
+    """Append what is missing of a file; from the start where the server knows no ranges."""
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with client.stream("GET", url, headers=headers) as response:
+        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # all is there, or too much: the md5 decides
+        response.raise_for_status()
+        goes_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
+        with partial.open("ab" if goes_on else "wb") as stream:
+            for chunk in response.iter_raw():
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())

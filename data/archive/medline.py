@@ -1,0 +1,229 @@
+"""One MEDLINE XML file -> citations and deletions, streaming.
+
+Both of NLM's roots are read: `PubmedArticleSet` (today) and `MedlineCitationSet` (up to 2016). Entities, network and
+DTD loading are off; depth (256) and the length of a text (10 MB) are bounded by libxml2, a record and the growth of a
+gzip file here. The elements are described at https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html.
+"""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  (a C extension without stubs)
+
+from data.common.files import UserError
+
+ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
+MATHML = "{http://www.w3.org/1998/Math/MathML}math"
+# Bytes of XML without the end of a record (500 MB as a tree at worst); NLM's longest have some 5 MB.
+MAX_RECORD = 16 << 20
+MAX_GROWTH = 100  # times its own size that a gzip file may give, over MAX_RECORD; NLM's give 9 times
+SPACES = " \t\r\n"  # XML's; Unicode's other spaces are characters of the text
+RETRACTED = "Retracted Publication"  # NLM's publication type
+NUMBER = re.compile("[0-9]{1,9}")
+YEAR = re.compile(r"(?<!\d)(1[6-9]|20)\d\d(?!\d)")
+
+
+class Citation(NamedTuple):
+    """One version of one record. `title` and `abstract` are "" where the record has none."""
+
+    pmid: int
+    version: int
+    title: str
+    abstract: str
+    year: int | None
+    journal: str
+    languages: str = ""
+    """NLM's codes, of the article: "eng", "eng fre"."""
+    retracted: bool = False
+
+
+class Deletion(NamedTuple):
+    """A record that NLM withdrew."""
+
+    pmid: int
+    version: int
+
+
+def read_medline(path: Path) -> Iterator[Citation | Deletion]:
+    """The records of an `.xml` or `.xml.gz` file in its order, in memory that does not grow with the file.
+
+    Raises UserError, naming the file, where it is missing, truncated, not well-formed or not NLM's; of a damaged file
+    some records may have come before.
+    """
+    try:
+        with _open(path) as stream:
+            yield from _parse(path, _Bounded(path, stream))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: damaged or truncated gzip ({error}); download it again") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+class _Bounded:
+    """A stream that ends in a UserError where too much comes without the end of a record."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self._path, self._stream = path, stream
+        self._left = MAX_RECORD + path.stat().st_size * (MAX_GROWTH if path.suffix == ".gz" else 1)
+        self.since_record = 0
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        self.since_record += len(content)
+        if self._left < 0:
+            raise UserError(
+                f"{self._path}: more than {MAX_GROWTH} times its size unpacked; NLM's files are not like that"
+            )
+        if self.since_record > MAX_RECORD:
+            raise UserError(f"{self._path}: more than {MAX_RECORD >> 20} MiB without the end of a record; not NLM's")
+        return content
+
+
+def _parse(path: Path, stream: _Bounded) -> Iterator[Citation | Deletion]:
+    context = etree.iterparse(
+        stream,
+        tag=("MedlineCitation", "DeleteCitation", "PubmedBookArticle"),
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+    checked = False
+    for element in _elements(path, context):
+        stream.since_record = 0
+        if not checked:
+            _check_root(path, element.getroottree().getroot())
+            _check_entities(path, element.getroottree().docinfo)
+            checked = True
+        tag = element.tag
+        if tag == "MedlineCitation":
+            yield _citation(path, element)
+        elif tag == "DeleteCitation":
+            for pmid in element.iterchildren("PMID"):
+                yield Deletion(*_pmid(path, pmid))
+        parent = element.getparent()
+        element.clear()
+        if parent.tag == "PubmedArticle":  # its end is no event: it goes when the next record comes
+            element, parent = parent, parent.getparent()
+        while element.getprevious() is not None:
+            del parent[0]
+    if not checked:
+        _check_root(path, context.root)
+    for entry in context.error_log:  # only a warning where the file names a DTD, which might define it
+        if entry.type_name == "WAR_UNDECLARED_ENTITY":
+            raise UserError(f"{path}: {entry.message.strip()}, line {entry.line}; NLM's files use characters instead")
+
+
+def _elements(path: Path, context: Any) -> Iterator[Any]:
+    try:
+        for _, element in context:
+            yield element
+    except etree.XMLSyntaxError as error:
+        fatal = list(context.error_log.filter_from_fatals())  # the exception itself may tell only what came of it
+        reason = f"{fatal[0].message.strip()}, line {fatal[0].line}" if fatal else error.msg
+        raise UserError(f"{path}: not well-formed XML ({reason}); download it again") from None
+
+
+def _check_entities(path: Path, docinfo: Any) -> None:
+    """Refuse a file that declares entities: they are not expanded, so text would be lost. NLM's files have none."""
+    declared = [] if docinfo.internalDTD is None else [entity.name for entity in docinfo.internalDTD.iterentities()]
+    if declared:
+        raise UserError(f"{path}: declares the entity {declared[0]!r}; NLM's files declare none")
+
+
+def _check_root(path: Path, root: Any) -> None:
+    if root.tag not in ROOTS:
+        raise UserError(
+            f"{path}: its root element is <{root.tag}>; expected {' or '.join(f'<{tag}>' for tag in ROOTS)}"
+        )
+
+
+def _citation(path: Path, element: Any) -> Citation:
+    article = _child(element, "Article")
+    journal = _child(article, "Journal")
+    date = _child(_child(journal, "JournalIssue"), "PubDate")
+    year = _child(date, "Year")
+    found = YEAR.search(flatten(year) or flatten(_child(date, "MedlineDate")))
+    pmid, version = _pmid(path, _child(element, "PMID"))
+    types = _child(article, "PublicationTypeList")
+    return Citation(
+        pmid=pmid,
+        version=version,
+        title=flatten(_child(article, "ArticleTitle")),
+        abstract=_abstract(_child(article, "Abstract")),
+        year=int(found.group()) if found else None,
+        journal=flatten(_child(journal, "Title"))
+        or flatten(_child(_child(element, "MedlineJournalInfo"), "MedlineTA")),
+        languages=" ".join([flatten(each) for each in article.iterchildren("Language")]) if article is not None else "",
+        retracted=types is not None and RETRACTED in [each.text for each in types],
+    )
+
+
+def _child(element: Any, tag: str) -> Any:
+    """The first child with this tag; None where there is none, or no element. Much faster than `find`."""
+    return None if element is None else next(element.iterchildren(tag), None)
+
+
+def _pmid(path: Path, element: Any) -> tuple[int, int]:
+    if element is not None:
+        pmid, version = (element.text or "").strip(SPACES), element.get("Version", "1").strip(SPACES)
+        if NUMBER.fullmatch(pmid) and NUMBER.fullmatch(version):
+            return int(pmid), int(version)
+    raise UserError(f"{path}: a record without a numeric PMID and version; it is not NLM's")
+
+
+def _abstract(element: Any) -> str:
+    """The sections of an abstract in one line, each after its label: "METHODS: ... RESULTS: ..."."""
+    if element is None:
+        return ""
+    sections = []
+    for section in element.iterchildren("AbstractText"):
+        text, label = flatten(section), section.get("Label", "").strip(SPACES)
+        if text and label:
+            text = f"{label}{'' if label.endswith(':') else ':'} {text}"
+        sections.append(text)
+    return " ".join(section for section in sections if section)
+
+
+def flatten(element: Any) -> str:
+    """The text of an element without its markup, in one line: every character of it, no words glued together.
+
+    Indentation between MathML elements is layout, not text: without it "Cu<sub>2</sub>O" stays one word. A formula
+    displayed on a line of its own (DispFormula) has spaces around it.
+    """
+    if element is None:
+        return ""
+    if not len(element):  # most have no markup
+        return one_line(element.text or "")
+    for math in element.iter(MATHML):
+        for node in math.iter():
+            if _is_layout(node.text):
+                node.text = None
+            if node is not math and _is_layout(node.tail):
+                node.tail = None
+    for formula in element.iter("DispFormula"):
+        formula.text, formula.tail = f" {formula.text or ''}", f" {formula.tail or ''}"
+    return one_line("".join(element.itertext()))
+
+
+def one_line(text: str) -> str:
+    """White space of XML (not Unicode's) collapsed; much faster than a regular expression."""
+    text = text.replace("\n", " ").replace("\t", " ").replace("\r", " ")
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.strip(" ")
+
+
+def _is_layout(text: str | None) -> bool:
+    return bool(text) and "\n" in text and not text.strip(SPACES)

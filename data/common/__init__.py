@@ -1,0 +1,1 @@
+"""What all rooms of `data` share: whole files and manifests, workers, settings, hashing, Parquet."""

@@ -1,0 +1,66 @@
+"""Settings: pydantic sections from a TOML file, `section.key=value` over it, all mistakes reported together."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.common.files import UserError
+
+
+class Section(BaseModel):
+    """Settings that refuse unknown keys and do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The sections of a TOML file; FileNotFoundError where there is none, UserError where it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML ({error})") from None
+
+
+def override(settings: dict[str, Any], overrides: list[str] | tuple[str, ...], source: str) -> None:
+    """Put `section.key=value` over settings that come from `source`; a value is TOML, or a bare word."""
+    for given in overrides:
+        key, equals, value = given.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            raise UserError(f"{given}: not of the form section.key=value, as in train.steps=100")
+        if not isinstance(settings.setdefault(section, {}), dict):
+            raise UserError(f"{source}: {section} must be a section: [{section}]")
+        settings[section][name] = _parse_value(value)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def validate(model: type[Settings], settings: dict[str, Any], source: str) -> Settings:
+    """Settings that come from `source`, checked; UserError reports all mistakes, and the nearest of unknown keys."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        mistakes = [_describe(model, entry) for entry in error.errors()]
+        raise UserError(f"{source}: {'; '.join(mistakes)}") from None
+
+
+def _describe(model: type[Section], entry: Any) -> str:
+    location = entry["loc"]
+    key = ".".join(str(part) for part in location)
+    if entry["type"] != "extra_forbidden":
+        return f"{key} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+    fields: Any = model.model_fields
+    known = list(fields) if len(location) == 1 else list(fields[location[0]].annotation.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+    return f"unknown key {key}; did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?"

@@ -1,0 +1,1 @@
+"""Citations and other text -> the corpus: cleaning, selection, duplicates, Parquet."""

@@ -1,0 +1,1 @@
+"""Corpus -> token files in Megatron's format -> blocks in the order of training."""

@@ -1,0 +1,102 @@
+"""Shards -> blocks of `context_length` tokens, in an order that is a pure function of (seed, step).
+
+The documents of a split are one stream of tokens. Epoch e cuts it at an offset of its own and shuffles the blocks, so
+that no window comes back in every epoch (fairseq cuts once, `sample_break_mode none`). As in fairseq the input of a
+position is the true token before it (`</s>` before the first), every position is a target, and attention crosses
+documents. The global batch of a step is the same list of blocks for any number of ranks and any micro-batch size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.common.files import UserError
+from data.common.hashing import mix64
+from data.shards.indexed import IndexedTokens
+from data.text.ids import EOS_ID, PAD_ID
+
+IGNORED = -100  # target of a padded position
+
+
+class TokenStream:
+    """All tokens of one split, one shard after the other, as memory maps."""
+
+    def __init__(self, shards: Path, manifest: dict[str, Any], split: str) -> None:
+        names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-") and name.endswith(".idx"))
+        self._shards = [IndexedTokens(shards / name.removesuffix(".idx")) for name in names]
+        self._starts = np.cumsum([0] + [len(shard.tokens) for shard in self._shards])
+        self.text_bytes = sum(int(shard.text_bytes.sum()) for shard in self._shards)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) as int64, cut at the stream's end; the token before the first is `</s>`."""
+        pieces = [np.full(1 if start < 0 else 0, EOS_ID)]
+        start = max(start, 0)
+        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < min(stop, len(self)):
+            first, last = int(self._starts[index]), int(self._starts[index + 1])
+            pieces.append(self._shards[index].tokens[start - first : min(stop, last) - first])
+            start, index = last, index + 1
+        return np.concatenate(pieces).astype(np.int64)
+
+
+class TrainingBlocks:
+    """The endless sequence of training blocks: block number i belongs to step i // (blocks of a global batch)."""
+
+    def __init__(self, stream: TokenStream, context_length: int, seed: int) -> None:
+        self._stream, self._context_length, self._seed = stream, context_length, seed
+        self.blocks_per_epoch = (len(stream) - context_length + 1) // context_length
+        if self.blocks_per_epoch < 1:
+            raise UserError(
+                f"data.shards: the training split has {len(stream)} tokens, too few for blocks of {context_length}"
+                " tokens; lower train.context_length or bring more text"
+            )
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of a block, (context_length,) int64 each."""
+        epoch, position = divmod(number, self.blocks_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.arange(self.blocks_per_epoch)
+            salt = self._salt(epoch, 0)
+            # In place: 8 bytes a block are all it takes. RandomState's stream is frozen; Generator's may change.
+            np.random.RandomState([salt % 2**32, salt // 2**32]).shuffle(self._order)
+        offset = int(mix64(np.array([epoch]), salt=self._salt(epoch, 1))[0] % np.uint64(self._context_length))
+        start = offset + int(self._order[position]) * self._context_length
+        tokens = self._stream.read(start - 1, start + self._context_length)
+        return tokens[:-1], tokens[1:]
+
+    def _salt(self, epoch: int, use: int) -> int:
+        return int(mix64(np.array([2 * epoch + use]), salt=self._seed)[0])
+
+    def batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of blocks, (len(numbers), context_length) int64 each."""
+        pairs = [self.read(number) for number in numbers]
+        inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
+        return inputs, targets
+
+
+def held_out_batch(stream: TokenStream, context_length: int, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of blocks of a stream in its own order; beyond its end padded, with targets IGNORED."""
+    inputs = np.full((len(numbers), context_length), PAD_ID, np.int64)
+    targets = np.full((len(numbers), context_length), IGNORED, np.int64)
+    for row, number in enumerate(numbers):
+        start = number * context_length
+        if start < len(stream):
+            tokens = stream.read(start - 1, start + context_length)
+            inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def unigram_entropy(stream: TokenStream) -> float:
+    """Entropy in nats of the stream's own token frequencies: the loss of the best model that ignores the context.
+
+    0.0 for an empty stream.
+    """
+    counts = np.bincount(stream.read(0, len(stream)))
+    shares = counts[counts > 0] / len(stream)
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,122 @@
+"""Corpus + tokenizer -> shards: token files in an order that is a hash of the PMID, each document ending in `</s>`.
+
+Each row group of the corpus's files is tokenized into a part (in parallel: small enough that all workers have work to
+the end), then the documents of all parts are gathered in their order.
+The tokenizer's files go along in `tokenizer/`, so that a run and its export need nothing else.
+"""
+
+import shutil
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from data.common.files import make_folder, parts_folder, read_manifest, sha256, verify_files, whole_file
+from data.common.hashing import mix64
+from data.common.parquet import SPLITS, split_files
+from data.common.workers import JobArray, Task, Workers, progress, run_tasks, share_of
+from data.shards.indexed import IndexedTokens, write_index
+from data.text.ids import EOS_ID, UNK_ID
+from data.text.tokenizer import Tokenizer, tokenizer_files
+
+pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
+DOCUMENTS_PER_SHARD = 500_000
+
+
+def make_shards(
+    corpus: Path, tokenizer: Path, out: Path, workers: Workers, splits: tuple[str, ...] = SPLITS
+) -> dict[str, Any]:
+    """Tokenize the splits of `corpus` with the folder `tokenizer`; write the folder `out`, return its manifest."""
+    corpus_manifest = read_manifest(corpus, "corpus")
+    files = [file for split in splits for file in split_files(corpus, corpus_manifest, split)]
+    entries = {file.name: corpus_manifest["files"][file.name] for file in share_of(files, workers)}
+    verify_files(corpus, {"files": entries})
+    parts, loaded = parts_folder(out), Tokenizer(tokenizer)
+    request = {
+        "corpus": {name: entry["sha256"] for name, entry in corpus_manifest["files"].items()},
+        "tokenizer": {name: sha256(tokenizer / name) for name in tokenizer_files(tokenizer)},
+        "splits": list(splits),
+    }
+    tasks = [
+        Task("shards part", corpus / name, entry["sha256"], parts / f"{Path(name).stem}-{group:04d}", {
+            "tokenizer": request["tokenizer"], "row_group": group
+        })
+        for name, entry in entries.items()
+        for group in range(pq.read_metadata(corpus / name).num_row_groups)
+    ]  # fmt: skip
+    work = partial(tokenize_rows, tokenizer.absolute())
+    if isinstance(workers, JobArray):
+        run_tasks(work, tasks, workers, "shards: tokenizing")
+
+    def fill(folder: Path) -> dict[str, Any]:
+        done = run_tasks(work, tasks, workers, "shards: tokenizing")
+        _load.cache_clear()  # where this process was the worker
+        counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
+        for split in splits:
+            of_split = [index for index, task in enumerate(tasks) if task.source.name.startswith(f"{split}-")]
+            counts[split] = _gather(folder, split, [tasks[index].folder / "part" for index in of_split])
+            counts[split]["unknown_tokens"] = sum(done[index]["unknown_tokens"] for index in of_split)
+        (folder / "tokenizer").mkdir()
+        for name in tokenizer_files(tokenizer):
+            shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)
+        return counts
+
+    manifest = make_folder(out, "shards", request, fill)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer: Path, hashes: str) -> Tokenizer:
+    """A worker's tokenizer: it remembers words from task to task. hashes: of its files, which may have changed."""
+    return Tokenizer(tokenizer)
+
+
+def tokenize_rows(tokenizer: Path, file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A row group of a corpus file -> a part in its order, and its PMIDs beside it. Returns counts."""
+    part, loaded = folder / "part", _load(tokenizer, str(settings["tokenizer"]))
+    rows = pq.ParquetFile(file).read_row_group(settings["row_group"], columns=["pmid", "text"])
+    text = rows["text"].combine_chunks()
+    ids, lengths = loaded.encode_batch(text)
+    with whole_file(part.with_name(part.name + ".bin")) as stream:
+        stream.write(np.insert(ids, np.cumsum(lengths), EOS_ID).tobytes())
+    np.save(part.with_name(part.name + ".pmids.npy"), rows["pmid"].to_numpy())
+    write_index(part, loaded.dtype, lengths + 1, pc.binary_length(text).to_numpy())
+    return {"unknown_tokens": int((ids == UNK_ID).sum())}
+
+
+def _gather(folder: Path, split: str, part_paths: list[Path]) -> dict[str, int]:
+    """Write the shards of a split from its parts, documents in the order of their PMIDs' hash. Returns counts.
+
+    A split without documents has no shard: readers that map files, Megatron's too, cannot map an empty one.
+    """
+    if not part_paths:
+        return {"documents": 0, "tokens": 0, "text_bytes": 0, "shards": 0}
+    parts = [IndexedTokens(path) for path in part_paths]
+    pmids = np.concatenate([np.load(path.with_name(path.name + ".pmids.npy")) for path in part_paths])
+    part_of = np.repeat(np.arange(len(parts)), [len(part.lengths) for part in parts])
+    lengths = np.concatenate([part.lengths for part in parts]).astype(np.int64)
+    text_bytes = np.concatenate([part.text_bytes for part in parts])
+    ends = np.concatenate([np.cumsum(part.lengths, dtype=np.int64) for part in parts])
+    views: list[Any] = [memoryview(part.tokens) for part in parts]  # type: ignore  # slices far cheaper than a memmap's
+    order = np.argsort(mix64(pmids, salt=1), kind="stable")
+    shards = range(0, len(order), DOCUMENTS_PER_SHARD)
+    with progress(f"shards: writing {split}", len(shards)) as advance:
+        for index, start in enumerate(shards):
+            documents = order[start : start + DOCUMENTS_PER_SHARD]
+            prefix = folder / f"{split}-{index:05d}"
+            where = (part_of[documents], ends[documents] - lengths[documents], ends[documents])
+            with whole_file(prefix.with_name(prefix.name + ".bin")) as stream:
+                for part, first, end in zip(*(array.tolist() for array in where), strict=True):
+                    stream.write(views[part][first:end])
+            write_index(prefix, parts[0].tokens.dtype, lengths[documents], text_bytes[documents])
+            advance()
+    return {
+        "documents": len(order),
+        "tokens": int(lengths.sum()),
+        "text_bytes": int(text_bytes.sum()),
+        "shards": len(shards),
+    }

@@ -1,0 +1,1 @@
+"""Text <-> ids: Moses, BPE, the tokenizer and its `tokenizer.json`."""

@@ -1,0 +1,153 @@
+"""The commands that train, evaluate, export and use a model. Each imports what it needs when it runs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data.common.files import UserError, verify_files
+from launch.options import Out
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="Number of processes; 0 means one per GPU, or one on a CPU.")] = 0,
+) -> None:
+    """Train on this machine, or resume a run: torchrun --nproc-per-node RANKS -m pretrain.train RECIPE ...
+
+    Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
+    """
+    from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
+    from pretrain.recipe import check_inputs, data_identity, load_recipe
+
+    ranks = ranks or default_ranks()
+    loaded = load_recipe(recipe, settings or [])
+    manifest = check_inputs(loaded, ranks)
+    config = loaded.decoder_config(manifest["counts"]["vocabulary"])
+    # The ranks verify again; here a mistake is still one line, not torchrun's report of a failure.
+    verify_files(Path(loaded.data.shards), manifest)
+    checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
+    check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, config, data_identity(loaded))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
+    status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
+    if status:
+        raise SystemExit(status)
+    checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)
+    step = step_of(checkpoint) if checkpoint else 0
+    run = loaded.train.run
+    following = f"biogpt export {run} --out hf/" if step >= loaded.train.steps else "run the same command to resume"
+    print(f"{run}: step {step} of {loaded.train.steps}; next: {following}")
+
+
+def run_interruptible(command: list[str], environment: dict[str, str], stop_file: Path) -> int:
+    """Run a launcher in a process group of its own and return its exit code.
+
+    The first Ctrl-C or SIGTERM writes the stop file, so that the run saves a checkpoint and ends. The second one kills
+    the group.
+    """
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def stop(number: int, _: object) -> None:
+        if stop_file.exists() or not stop_file.parent.exists():
+            os.killpg(process.pid, signal.SIGKILL)
+            raise SystemExit(128 + number)
+        stop_file.touch()
+        print("biogpt: stopping after this step; press again to stop at once", file=sys.stderr, flush=True)
+
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def default_ranks() -> int:
+    """One rank per GPU, or one on a CPU."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def checkpoints(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its sha256.")] = False,
+) -> None:
+    """List the checkpoints of a run with their step, held-out loss and size, and whether they are whole.
+
+    Example: `biogpt checkpoints run/ --verify`
+    """
+    from pretrain.checkpoint import describe_checkpoints
+
+    damaged = describe_checkpoints(run, verify)
+    if damaged:
+        raise UserError(f"{run}: {damaged} damaged; training resumes from the newest whole checkpoint")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
+    shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus to evaluate on; it is tokenized with the model's own tokenizer.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+) -> None:
+    """Report the held-out loss, perplexity and bits per byte of a run's newest checkpoint or an exported folder.
+
+    Example: `biogpt evaluate hf/ --shards shards/ --split test`
+    """
+    if (shards is None) == (corpus is None):
+        raise UserError("evaluate: name either --shards or --corpus")
+    from data.common.parquet import SPLITS
+    from pretrain.export import evaluate_folder
+
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
+    result = evaluate_folder(model, shards, corpus, split)
+    print(
+        f"{model}: {split} loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f},"
+        f" {result['bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens"
+    )
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Out,
+    shards: Annotated[Path | None, typer.Option(help="Where the run's shards are now, if they have moved.")] = None,
+) -> None:
+    """Write a run's newest checkpoint as a folder for transformers. transformers must agree before it appears.
+
+    Example: `biogpt export run/ --out hf/`
+    """
+    from pretrain.export import export as export_run
+
+    counts = export_run(run, out, shards)["counts"]
+    print(
+        f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
+        f" {counts['held_out']['loss']:.6f} by transformers, {counts['recorded_loss']:.6f} recorded;"
+        f" logits equal to {counts['largest_logit_difference']:.1e}"
+    )
+
+
+def generate(
+    hf: Annotated[Path, typer.Argument(help="Exported folder.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 60,
+    sample: Annotated[bool, typer.Option(help="Draw tokens at random instead of taking the likeliest.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed for --sample.")] = 1,
+) -> None:
+    """Continue a prompt with transformers' own generation.
+
+    Example: `biogpt generate hf/ "The role of"`
+    """
+    from pretrain.export import generate as continue_prompt
+
+    print(continue_prompt(hf, prompt, max_new_tokens, sample, seed))
