@@ -51,7 +51,7 @@ def say(text: str) -> None:
 def report(shards: Path, run: Path) -> None:
     """Print the three figures that tell whether the model learned."""
     from data.shards.blocks import unigram_entropy
-    from pretrain.export import open_split
+    from pretrain.inference import open_split
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation/loss"] for line in lines if "validation/loss" in line]

@@ -1,13 +1,15 @@
-"""Checkpoints as files: one portable state for every ZeRO stage and any number of ranks, whole or not at all.
+"""Checkpoints as files: one portable state for every ZeRO stage and any number of ranks, complete or absent.
 
     run/checkpoints/step-0000200/
-        model.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors   fp32, by transformers' parameter names
-        state.json      step, model shape, data, losses
-        manifest.json   sizes and sha256
-    run/latest          name of the newest checkpoint
+        model.safetensors   the weights in fp32, by transformers' parameter names
+        exp_avg.safetensors  exp_avg_sq.safetensors   the optimizer's states, a file each, by the same names
+        state.json          step, model shape, data, losses
+        manifest.json       sizes and sha256
+    run/latest              name of the newest checkpoint
 
-Written in a hidden folder, read back, renamed, then pointed at: a kill between any two files leaves a `latest` that
-loads. Random numbers need no state: every draw is a function of the seed and the step (see train.py).
+A checkpoint is written to a hidden folder, read back and renamed, and only then named in `latest`. A kill between any
+two files leaves a `latest` that loads. Random numbers need no state, because every draw is a function of the seed and
+the step (see train.py).
 """
 
 import dataclasses
@@ -24,43 +26,42 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
-from model.config import DecoderConfig
-from model.hf import from_hf
-from pretrain.recipe import Recipe, given_weights, optimizer_kind
-
-KINDS = ("model", "exp_avg", "exp_avg_sq")
+from model.architecture import Architecture
+from pretrain.objective import Objective
+from pretrain.optimizer import optimizer_record
+from pretrain.recipe import ObjectiveSection, Recipe, given_weights
 
 
 class CheckpointWriter:
-    """Writes one checkpoint on rank 0: `add` each kind, then `finish`."""
+    """Writes one checkpoint on rank 0. Call `add` for the weights ("model") and each optimizer state, then `finish`."""
 
     def __init__(self, run: Path, step: int) -> None:
         self._run, self._name = run, f"step-{step:07d}"
         folder = run / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a kill while writing or removing
+        for leftover in folder.glob(".*"):  # from a kill while writing or removing
             shutil.rmtree(leftover)
         self._partial = folder / f".{self._name}.partial"
         self._partial.mkdir()
 
     def add(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Write the tensors of one kind, by transformers' names, and read them back; RuntimeError where they differ."""
+        """Write the tensors of one kind, by transformers' names. Raises RuntimeError if they read back differently."""
         path = self._partial / f"{kind}.safetensors"
         save_file(tensors, path, metadata={"format": "pt"})
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         found = load_file(path)
         for name, tensor in tensors.items():
-            # As bytes: a weight that is not a number equals itself here.
+            # Compare bytes, so that NaN equals itself.
             if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):
                 raise RuntimeError(f"{path}: {name} reads back other than it was written; check the disk")
 
     def finish(self, state: dict[str, Any]) -> Path:
-        """Complete the checkpoint and point `latest` at it."""
+        """Complete the checkpoint and name it in `latest`. Returns its folder."""
         write_json(self._partial / "state.json", state)
         write_manifest(self._partial, "checkpoint", {}, {"step": state["step"]})
         final = self._partial.with_name(self._name)
-        remove(final)  # one that was damaged, or that `latest` never came to point at
+        remove(final)  # a damaged one, or one that `latest` never named
         self._partial.replace(final)
         with whole_file(self._run / "latest") as pointer:
             pointer.write(self._name.encode())
@@ -68,13 +69,13 @@ class CheckpointWriter:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; it is hidden first, so that half of one is never found."""
+    """Remove a checkpoint. It is renamed to a hidden name first, so that half of one is never found."""
     if checkpoint.exists():
         shutil.rmtree(checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.removed")))
 
 
 def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> None:
-    """Remove all checkpoints but the newest, those of every n-th step and the one with the lowest held-out loss."""
+    """Remove all checkpoints except the newest, those of every n-th step and the one with the lowest held-out loss."""
     newest_first = list_checkpoints(run)
     kept = set(newest_first[:keep_last])
     if keep_every_steps:
@@ -93,7 +94,7 @@ def _held_out_loss(checkpoint: Path) -> float:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, whole or not."""
+    """The checkpoints of a run, newest first, damaged ones included."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 
@@ -103,16 +104,16 @@ def step_of(checkpoint: Path) -> int:
 
 
 def pointed_at(run: Path) -> str:
-    """The name in `latest`, or ""."""
+    """The name in `latest`, or "" if there is none."""
     pointer = run / "latest"
     return pointer.read_text().strip() if pointer.is_file() else ""
 
 
 def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from: `latest`, or the newest whole one before it. And what was wrong with the others.
+    """The checkpoint to resume from, and what is wrong with newer ones: `latest`, or the newest whole one before it.
 
-    verify: compare every sha256, otherwise only look whether the state can be read. (None, []) for a new run; a run
-    none of whose checkpoints is whole is a UserError, for a new one in its place would lose it.
+    Returns (None, []) for a new run. verify: compare every sha256; otherwise only read the state. Raises UserError if a
+    run has checkpoints but none is whole, because starting a new run in its place would lose it.
     """
     name, faults = pointed_at(run), []
     found = [checkpoint for checkpoint in list_checkpoints(run) if not name or checkpoint.name <= name]
@@ -127,7 +128,7 @@ def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError(f"{run}: no checkpoint is whole ({faults[0]}); remove the folder to begin anew")
+        raise UserError(f"{run}: no checkpoint is whole ({faults[0]}); remove the folder to start a new run")
     return None, []
 
 
@@ -136,60 +137,72 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "state.json")
 
 
-def read_tensors(checkpoint: Path, kind: str) -> dict[str, Tensor]:
-    """The tensors of one kind, by our names; the sha256 of all files of the checkpoint has to be verified before."""
-    return from_hf(load_file(checkpoint / f"{kind}.safetensors"))
+def read_tensors(checkpoint: Path, kind: str, model: Architecture) -> dict[str, Tensor]:
+    """The weights ("model") or an optimizer state of a verified checkpoint, by the model's parameter names."""
+    return model.from_hf(load_file(checkpoint / f"{kind}.safetensors"))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """UserError names a file that is missing or changed."""
+    """Raise UserError that names the first file that is missing or changed."""
     verify_files(checkpoint, read_manifest(checkpoint, "checkpoint"))
 
 
-def check_state(
-    checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, config: DecoderConfig, data: dict[str, Any]
-) -> None:
-    """UserError names the first value in which a checkpoint's state differs from the run that would go on from it."""
+def identity(recipe: Recipe, objective: Objective) -> dict[str, dict[str, Any]]:
+    """What every checkpoint of a run records, and a resumed run must have in common with it."""
+    return {
+        "objective": {"kind": recipe.objective.kind},
+        "optimizer": {"kind": optimizer_record(recipe)},
+        "given": {"weights": given_weights(recipe)},
+        "model": dataclasses.asdict(objective.config),
+        "data": objective.identity(),
+    }
+
+
+def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, objective: Objective) -> None:
+    """Raise UserError that names the first value in which a checkpoint differs from the run that would resume it.
+
+    A key that the record lacks did not exist when it was written, and means the key's default.
+    """
     if checkpoint is None:
         return
-    now = {
-        "model": dataclasses.asdict(config),
-        "data": dict(data),
-        "optimizer": {"kind": optimizer_kind(recipe)},
-        "given": {"weights": given_weights(recipe)},
-    }
-    del now["model"]["gradient_checkpointing"]  # how the same thing is computed
+    now = identity(recipe, objective)
+    shape = {field.name: field.default for field in dataclasses.fields(objective.config)}
+    defaults = {"objective": {"kind": ObjectiveSection().kind}, "model": shape}
+    del now["model"]["gradient_checkpointing"]  # it changes how the same numbers are computed
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
         del now["data"]["shards"]
     for section, values in now.items():
+        record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
-            recorded = state[section].get(key)
-            if recorded != value:
-                hint = "; data.allow_other=true goes on all the same" if key == "shards" else ""
+            if record.get(key) != value:
+                hint = "; data.allow_other=true resumes all the same" if key == "shards" else ""
                 raise UserError(
-                    f"{checkpoint}: has {section} {key} = {recorded}, this run {value}; choose another train.run, or"
-                    f" what the run began with{hint}"
+                    f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
+                    f" train.run, or what the run was started with{hint}"
                 )
 
 
-def checkpoint_bytes(config: DecoderConfig) -> int:
-    """Size of a checkpoint: three fp32 values for each parameter, and some headers."""
-    return 12 * config.parameter_count() + 1_000_000
+def checkpoint_bytes(config: Any, state_names: tuple[str, ...]) -> int:
+    """The largest size of a checkpoint: fp32 weights and optimizer states, and some headers."""
+    return 4 * (1 + len(state_names)) * config.parameter_count() + 1_000_000
 
 
-def space_fault(folder: Path, config: DecoderConfig) -> str:
-    """What to say where the disk has no room for a checkpoint; "" where it has."""
+def space_fault(folder: Path, config: Any, state_names: tuple[str, ...]) -> str:
+    """What to say if the disk has no room for a checkpoint, or ""."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config)
+    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config, state_names)
     if free >= needed:
         return ""
     return f"{folder}: a checkpoint takes {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; make room"
 
 
 def describe_checkpoints(run: Path, verify: bool) -> int:
-    """Print a table of a run's checkpoints, newest first. Returns how many are damaged, by sha256 where `verify`."""
+    """Print a table of a run's checkpoints, newest first, and return how many are damaged.
+
+    verify: compare every sha256.
+    """
     found = list_checkpoints(run)
     if not found:
         raise UserError(f"{run}: has no checkpoint")

@@ -119,13 +119,14 @@ def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pretrain.checkpoint import CheckpointWriter
-    from pretrain.recipe import data_identity, load_recipe
+    from pretrain.objective import make_objective
+    from pretrain.recipe import load_recipe
 
     settings = [f"data.shards={sample_folder / 'shards'}", f"train.run={tmp_path / 'run'}"]
     recipe = load_recipe("tiny", settings)
     vocabulary = json.loads((sample_folder / "shards" / "manifest.json").read_text())["counts"]["vocabulary"]
     model = vars(recipe.decoder_config(vocabulary)) | {"num_hidden_layers": 9}
-    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": data_identity(recipe)})
+    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": make_objective(recipe).identity()})
     line = mistake(["train", "tiny", *settings], capsys, monkeypatch)
     assert "step-0000005: has model num_hidden_layers = 9, this run 4" in line
 

@@ -1,6 +1,7 @@
 """Whole runs as cases for the distributed harness."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,11 @@ def metrics(run: Path, name: str) -> dict[int, Any]:
     """step -> value of one name in metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def back_to_step_4(run: Path, copy: Path) -> Path:
+    """The run as a kill after its checkpoint of step 4 would have left it."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-0000008")
+    (copy / "latest").write_text("step-0000004")
+    return copy

@@ -9,7 +9,8 @@ import torch
 from data.common.files import UserError, read_manifest
 from data.shards.blocks import TokenStream, TrainingBlocks
 from model.decoder import Decoder
-from pretrain.recipe import deepspeed_config, load_recipe
+from pretrain.deepspeed_config import deepspeed_config
+from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
@@ -30,8 +31,8 @@ def test_auto_is_filled_in_from_the_recipe() -> None:
     [
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage = 2, but the recipe says 1"),
         ({"gradient_clipping": 3.0}, "gradient_clipping = 3.0, but the recipe says 1.0"),
-        ({"optimizer": {"type": "AdamW"}}, "the recipe decides both"),
-        ({"activation_checkpointing": {}}, r"the key is model\.gradient_checkpointing"),
+        ({"optimizer": {"type": "AdamW"}}, "remove `optimizer`: the recipe decides it"),
+        ({"activation_checkpointing": {}}, r"use the recipe's model\.gradient_checkpointing"),
     ],
 )
 def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(
@@ -75,7 +76,7 @@ def plain_losses(chosen: list[str], ranks: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("layerdrop", [0.0, 0.5])
+@pytest.mark.parametrize("layerdrop", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_zero_0_to_3_give_the_losses_of_plain_torch(
     layerdrop: float, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

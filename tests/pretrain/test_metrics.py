@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.metrics import Metrics, Reporter, flops_per_token
+from pretrain.metrics import Metrics, Reporter
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 
 
 def test_flops_of_biogpt_are_the_published_figure() -> None:
     recipe = load_recipe("biogpt")
-    assert flops_per_token(recipe.decoder_config(42_384), 1024) == pytest.approx(2.383e9, rel=1e-3)
+    assert recipe.decoder_config(42_384).flops_per_token(1024) == pytest.approx(2.383e9, rel=1e-3)
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
@@ -67,8 +67,8 @@ def observed(tmp_path: Path, losses: list[float]) -> str:
     recipe = load_recipe("tiny", ["train.steps=1000", "log.every_steps=1000"])
     unused: Any = None
     run = Run(
-        recipe=recipe, folder=tmp_path, config=recipe.decoder_config(100), data={}, engine=unused, optimizer=unused,
-        device=unused, rank=0, ranks=1, train=unused, validation=unused,
+        recipe=recipe, objective=unused, folder=tmp_path, engine=unused, optimizer=unused, device=unused, rank=0,
+        ranks=1,
     )  # fmt: skip
     reporter, said = Reporter(run), io.StringIO()
     with contextlib.redirect_stdout(said):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.common.files import UserError
-from pretrain.recipe import bundled_recipes, check_inputs, load_recipe, write_recipe
+from pretrain.objective import make_objective
+from pretrain.recipe import bundled_recipes, load_recipe, write_recipe
 
 
 def test_the_biogpt_recipe_is_the_published_one() -> None:
@@ -62,15 +63,15 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
         (["deepspeed.offload_optimizer=true", "model.layerdrop=0.1"], "use deepspeed.stage=3"),
         (["deepspeed.offload_parameters=true"], "needs deepspeed.stage=3"),
         (["schedule.kind=wsd"], "needs schedule.decay_steps"),
-        (["schedule.kind=wsd", "schedule.decay_steps=190"], "more than train.steps 200"),
-        (["schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "inverse_sqrt" reads none'),
+        (["schedule.kind=wsd", "schedule.decay_steps=190"], "together are more than train.steps 200"),
+        (["schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "inverse_sqrt" does not use it'),
         (["schedule.kind=cosine", "schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "cosine"'),
         (["schedule.final_learning_rate=1e-5"], "schedule.final_learning_rate = 1e-05: schedule.kind = "),
         (["deepspeed.stage=4"], "deepspeed.stage = 4"),
         (["train.context_length=4096"], "longer than the model's max_position_embeddings 128"),
         (["model.gradient_checkpointing=true"], "model.gradient_checkpointing = True"),
         (["model.boundaries=sentence"], "model.boundaries = 'sentence'"),
-        (["model.weights=hf", "model.initialization=hf"], "leave one out"),
+        (["model.weights=hf", "model.initialization=hf"], "remove one of the keys"),
         (["model.hidden_size=30"], "not divisible by num_attention_heads"),
         (["steps=4"], "not of the form section.key=value"),
         (["train.steps"], "not of the form section.key=value"),
@@ -110,8 +111,8 @@ def test_a_global_batch_that_does_not_divide_is_answered_with_one_that_does() ->
 def test_inputs_that_do_not_fit_are_refused(sample_folder: Path, tmp_path: Path) -> None:
     shards = sample_folder / "shards"
     with pytest.raises(UserError, match=r"model\.vocab_size = 99: .*vocabulary of \d+; leave the key out"):
-        check_inputs(load_recipe("tiny", ["model.vocab_size=99", f"data.shards={shards}"]), 1)
+        make_objective(load_recipe("tiny", ["model.vocab_size=99", f"data.shards={shards}"]))
     with pytest.raises(UserError, match="no such folder; expected a shards folder"):
-        check_inputs(load_recipe("tiny", [f"data.shards={tmp_path / 'absent'}"]), 1)
+        make_objective(load_recipe("tiny", [f"data.shards={tmp_path / 'absent'}"]))
     with pytest.raises(UserError, match="is a corpus folder; expected a shards folder"):
-        check_inputs(load_recipe("tiny", [f"data.shards={sample_folder / 'corpus'}"]), 1)
+        make_objective(load_recipe("tiny", [f"data.shards={sample_folder / 'corpus'}"]))

@@ -15,9 +15,11 @@ from data.common.files import UserError
 from model.decoder import Decoder
 from model.loss import compiled_chunk_loss
 from pretrain.engine import build_engine, compiles, init_distributed, loss_scale
-from pretrain.export import evaluate_folder, export
+from pretrain.export.folder import export
+from pretrain.inference import evaluate_folder
 from pretrain.metrics import spike_bound
-from pretrain.recipe import check_inputs, load_recipe
+from pretrain.objective import make_objective
+from pretrain.recipe import load_recipe
 from pretrain.train import train
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
@@ -124,12 +126,12 @@ def decay_case(chosen: list[str], shards: Path) -> list[str]:
     """Names of the parameters that AdamW decays."""
     init_distributed()
     recipe = load_recipe("tiny", chosen)
-    decoder = Decoder(recipe.decoder_config(check_inputs(recipe, 1)["counts"]["vocabulary"]))
+    decoder = make_objective(recipe).build_model()
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     _, optimizer = build_engine(recipe, decoder, 1)
     return [
         names[id(parameter)]
-        for group in optimizer.param_groups
+        for group in optimizer.torch.param_groups
         for parameter in group["params"]
         if group["weight_decay"] > 0
     ]
