@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained and exported model, on the embedded sample. Run it again: it goes on where it was.
+# From nothing to a trained and exported model, on the embedded sample. Run it again to continue where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh

@@ -150,11 +150,11 @@ def verify_checkpoint(checkpoint: Path) -> None:
 def identity(recipe: Recipe, objective: Objective) -> dict[str, dict[str, Any]]:
     """What every checkpoint of a run records, and a resumed run must have in common with it."""
     return {
+        "model": dataclasses.asdict(objective.config),
+        "data": objective.identity(),
         "objective": {"kind": recipe.objective.kind},
         "optimizer": {"kind": optimizer_record(recipe)},
         "given": {"weights": given_weights(recipe)},
-        "model": dataclasses.asdict(objective.config),
-        "data": objective.identity(),
     }
 
 

@@ -32,8 +32,10 @@ def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, spli
     A corpus is tokenized with the model's own tokenizer. Raises UserError if the shards were made with another one.
     """
     device = best_device()
+    is_run = (folder / "recipe.toml").is_file()
+    opened: Any = load_run(folder) if is_run else load_hf(folder, device)
+    tokenizer = folder / "tokenizer" if is_run else folder
     with tempfile.TemporaryDirectory() as temporary:
-        tokenizer = folder / "tokenizer" if (folder / "recipe.toml").is_file() else folder
         if shards is None:
             assert corpus is not None
             shards = Path(temporary) / "shards"
@@ -41,19 +43,15 @@ def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, spli
         for name in ("vocab.json", "merges.txt"):
             if sha256(shards / "tokenizer" / name) != sha256(tokenizer / name):
                 raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({name} differs)")
-        model, context_length = _open_model(folder, shards, device)
+        if is_run:
+            recipe, checkpoint, _ = opened
+            recipe = recipe.with_shards(shards)
+            model: SummedLoss = load_model(checkpoint, make_objective(recipe), device)
+            context_length = recipe.context_length()
+        else:
+            model, context_length = hf_likelihood(opened), opened.config.max_position_embeddings
         held_out = HeldOutBlocks(open_split(shards, split), context_length)
         return held_out_loss(model, held_out, 4, device)
-
-
-def _open_model(folder: Path, shards: Path, device: torch.device) -> tuple[SummedLoss, int]:
-    """The summed loss of a run's or an HF folder's model, and its context length."""
-    if (folder / "recipe.toml").is_file():
-        recipe, checkpoint, _ = load_run(folder)
-        recipe = recipe.with_shards(shards)
-        return load_model(checkpoint, make_objective(recipe), device), recipe.context_length()
-    model = load_hf(folder, device)
-    return hf_likelihood(model), model.config.max_position_embeddings
 
 
 def generate(folder: Path, prompt: str, max_new_tokens: int, sample: bool, seed: int) -> str:

@@ -1,6 +1,7 @@
 """The front door as a user meets it: help, one line for each mistake, nothing half-written."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -253,3 +254,9 @@ def test_biogpts_own_tokenizer_by_the_command(
     result = CliRunner().invoke(app, [*arguments, "--normalize-punctuation"])
     assert result.exit_code == 0 and "40,000 merges, vocabulary 42,384" in result.output
     assert Tokenizer(tmp_path / "out").normalize_punctuation
+
+
+def test_the_version_is_printed_and_completion_is_offered() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and re.fullmatch(r"biogpt-pretrain \d+\.\d+\.\d+\n", result.output)
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output

@@ -174,6 +174,15 @@ def test_a_checkpoint_from_before_given_weights_were_recorded_goes_on(finished_r
         assert not refusal(finished_run, state, sample_folder / "shards", *changes)
 
 
+def test_a_key_that_a_record_lacks_means_its_default(finished_run: Path, sample_folder: Path) -> None:
+    """A checkpoint from before the objective and the special ids were recorded is resumed, unless they differ now."""
+    state = read_state(finished_run / "checkpoints" / "step-0000008")
+    del state["objective"], state["model"]["eos_token_id"], state["model"]["initialization"]
+    assert not refusal(finished_run, state, sample_folder / "shards")
+    said = refusal(finished_run, state, sample_folder / "shards", "model.initialization=hf")
+    assert "has model initialization = fairseq, this run hf" in said
+
+
 def refusal(run: Path, state: dict[str, Any], shards: Path, *changes: str) -> str:
     """What a run with the changes is told when it would go on from this state, "" where it may."""
     recipe = load_recipe("tiny", settings(shards, run, *MORE, *changes))

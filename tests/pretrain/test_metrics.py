@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.metrics import Metrics, Reporter
+from pretrain.metrics import Metrics, Reporter, spike_bound
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 
@@ -84,3 +84,10 @@ def test_a_spike_is_reported_once_and_what_is_usual_is_not(tmp_path: Path) -> No
     assert observed(tmp_path / "usual", usual) == ""
     said = observed(tmp_path / "spike", [*usual, 6.5, *usual[:20]])
     assert said.count("warning") == 1 and "step 121/1000  warning: loss 6.5000 is a spike over 5.0" in said
+
+
+def test_a_spike_stands_out_of_what_is_usual() -> None:
+    usual = [5.0 + 0.01 * (-1) ** step for step in range(100)]
+    assert max(usual) < spike_bound(usual) < 5.2
+    noisy = [5.0 + 0.2 * (-1) ** step for step in range(100)]
+    assert spike_bound(noisy) > 6.0

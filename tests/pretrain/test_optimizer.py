@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from data.common.files import read_manifest
 from pretrain.checkpoint import newest_checkpoint
+from pretrain.engine import build_engine, init_distributed
 from pretrain.objective import make_objective
 from pretrain.optimizer import KINDS, AdamW, Groups, Optimizer, OptimizerKind
 from pretrain.recipe import OptimizerSection, load_recipe
@@ -152,3 +153,26 @@ def test_the_schedules_rate_is_set_to_the_last_bit(sample_folder: Path, tmp_path
         optimizer.set_learning_rate(learning_rate(recipe, step))
         assert optimizer.torch.param_groups[0]["lr"] == learning_rate(recipe, step)
     assert optimizer.state_names == ("exp_avg", "exp_avg_sq")
+
+
+def decay_case(chosen: list[str]) -> list[str]:
+    """Names of the parameters that AdamW decays."""
+    init_distributed()
+    recipe = load_recipe("tiny", chosen)
+    decoder = make_objective(recipe).build_model()
+    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    _, optimizer = build_engine(recipe, decoder, 1)
+    return [
+        names[id(parameter)]
+        for group in optimizer.torch.param_groups
+        for parameter in group["params"]
+        if group["weight_decay"] > 0
+    ]
+
+
+def test_all_parameters_decay_or_all_but_biases_and_norms(one_rank: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    chosen = settings(sample_folder / "shards", tmp_path, "deepspeed.stage=0", "train.micro_batch_size=8")
+    everything = one_rank.run(decay_case, chosen)[0]
+    some = one_rank.run(decay_case, [*chosen, "optimizer.decay_biases_and_norms=false"])[0]
+    assert any("bias" in name for name in everything) and any("norm" in name for name in everything)
+    assert set(some) == {name for name in everything if "bias" not in name and "norm" not in name}

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from data.common.files import UserError
-from pretrain.objective import make_objective
 from pretrain.recipe import bundled_recipes, load_recipe, write_recipe
 
 
@@ -89,6 +88,15 @@ def test_all_mistakes_are_reported_together() -> None:
     assert all(key in str(caught.value) for key in ("train.step;", "train.seed = -1", "optimizer.learning_rate = 0"))
 
 
+def test_settings_that_contradict_each_other_are_reported_together() -> None:
+    contradictions = ["schedule.kind=wsd", "deepspeed.offload_parameters=true", "train.context_length=4096"]
+    with pytest.raises(UserError) as caught:
+        load_recipe("tiny", [*contradictions, "model.hidden_size=30"])
+    said = str(caught.value)
+    keys = ("schedule.decay_steps", "deepspeed.offload_parameters", "train.context_length", "hidden_size = 30")
+    assert all(key in said for key in keys) and "\n" not in said
+
+
 @pytest.mark.parametrize(("content", "message"), [("[train\n", "not TOML"), ("train = 3\n", "train")])
 def test_a_damaged_recipe_is_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.toml"
@@ -106,13 +114,3 @@ def test_a_global_batch_that_does_not_divide_is_answered_with_one_that_does() ->
     assert load_recipe("tiny", [f"train.global_batch_tokens={suggested}"]).gradient_accumulation_steps(3) >= 1
     with pytest.raises(UserError, match="not a multiple of the context length 128"):
         load_recipe("tiny", ["train.global_batch_tokens=1000"]).gradient_accumulation_steps(1)
-
-
-def test_inputs_that_do_not_fit_are_refused(sample_folder: Path, tmp_path: Path) -> None:
-    shards = sample_folder / "shards"
-    with pytest.raises(UserError, match=r"model\.vocab_size = 99: .*vocabulary of \d+; leave the key out"):
-        make_objective(load_recipe("tiny", ["model.vocab_size=99", f"data.shards={shards}"]))
-    with pytest.raises(UserError, match="no such folder; expected a shards folder"):
-        make_objective(load_recipe("tiny", [f"data.shards={tmp_path / 'absent'}"]))
-    with pytest.raises(UserError, match="is a corpus folder; expected a shards folder"):
-        make_objective(load_recipe("tiny", [f"data.shards={sample_folder / 'corpus'}"]))
