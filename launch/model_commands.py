@@ -26,11 +26,13 @@ def train(
     from pretrain.deepspeed_config import deepspeed_config
     from pretrain.objective import VERIFIED, make_objective
     from pretrain.recipe import load_recipe
+    from pretrain.run_folder import check_run_folder
 
     # Mistakes are found here, where they are one line, and not in the ranks, where torchrun reports a failure.
     ranks = ranks or default_ranks()
     loaded = load_recipe(recipe, settings or [])
     deepspeed_config(loaded, ranks)
+    check_run_folder(Path(loaded.train.run))
     objective = make_objective(loaded)
     objective.check()
     objective.verify()

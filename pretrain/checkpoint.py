@@ -15,6 +15,7 @@ the step (see train.py).
 import dataclasses
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,29 +33,57 @@ from pretrain.objective import Objective
 from pretrain.optimizer import optimizer_record
 from pretrain.recipe import ObjectiveSection, Recipe, given_weights
 
+NAME = re.compile(r"step-(\d{7,})")
+LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
+
+
+class Diverged(UserError):
+    """A run whose numbers are no longer finite. Nothing of it is saved; it can be resumed with other settings."""
+
+    def __init__(self, run: Path, step: int, what: str) -> None:
+        newest = pointed_at(run)
+        kept = f"the last good checkpoint, {newest}, is untouched" if newest else "there is no checkpoint yet"
+        super().__init__(
+            f"{run}: diverged: at step {step} {what}; {kept}; run the same command with a lower"
+            " optimizer.learning_rate, a longer schedule.warmup_steps or optimizer.gradient_clipping=1.0"
+        )
+
+
+def first_not_finite(tensors: dict[str, Tensor]) -> str:
+    """The name of the first tensor that holds an infinity or NaN, or ""."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), "")
+
 
 class CheckpointWriter:
-    """Writes one checkpoint on rank 0. Call `add` for the weights ("model") and each optimizer state, then `finish`."""
+    """Writes one checkpoint on rank 0. Call `add` for the weights ("model") and each optimizer state, then `finish`.
+
+    Call `abandon` instead if the checkpoint cannot be completed.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
-        self._run, self._name = run, f"step-{step:07d}"
+        self._run, self._step, self._name = run, step, f"step-{step:07d}"
         folder = run / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # from a kill while writing or removing
-            shutil.rmtree(leftover)
+        for path in folder.iterdir():
+            if LEFTOVER.fullmatch(path.name):  # from a kill while writing or removing
+                shutil.rmtree(path)
         self._partial = folder / f".{self._name}.partial"
         self._partial.mkdir()
 
     def add(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Write the tensors of one kind, by transformers' names. Raises RuntimeError if they read back differently."""
+        """Write the tensors of one kind, by transformers' names.
+
+        Raises Diverged if a number is not finite, and RuntimeError if the tensors read back differently.
+        """
+        if name := first_not_finite(tensors):
+            raise Diverged(self._run, self._step, f"{kind} {name} holds numbers that are not finite")
         path = self._partial / f"{kind}.safetensors"
         save_file(tensors, path, metadata={"format": "pt"})
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         found = load_file(path)
         for name, tensor in tensors.items():
-            # Compare bytes, so that NaN equals itself.
-            if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):
+            if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):  # bytes: -0.0 is not 0.0
                 raise RuntimeError(f"{path}: {name} reads back other than it was written; check the disk")
 
     def finish(self, state: dict[str, Any]) -> Path:
@@ -66,6 +96,10 @@ class CheckpointWriter:
         with whole_file(self._run / "latest") as pointer:
             pointer.write(self._name.encode())
         return final
+
+    def abandon(self) -> None:
+        """Remove what was written so far."""
+        shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def remove(checkpoint: Path) -> None:
@@ -88,19 +122,24 @@ def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> 
 
 def _held_out_loss(checkpoint: Path) -> float:
     try:
-        return float(read_state(checkpoint)["held_out"]["loss"])
+        loss = float(read_state(checkpoint)["held_out"]["loss"])
     except (UserError, KeyError):  # damaged, or without an evaluation
         return math.inf
+    return loss if math.isfinite(loss) else math.inf
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, damaged ones included."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    """The checkpoints of a run, newest first, damaged ones included. Other files and folders are ignored."""
+    folder = run / "checkpoints"
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if path.is_dir() and NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step of a checkpoint."""
-    return int(checkpoint.name.removeprefix("step-"))
+    found = NAME.fullmatch(checkpoint.name)
+    assert found
+    return int(found[1])
 
 
 def pointed_at(run: Path) -> str:
@@ -116,13 +155,15 @@ def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list
     run has checkpoints but none is whole, because starting a new run in its place would lose it.
     """
     name, faults = pointed_at(run), []
-    found = [checkpoint for checkpoint in list_checkpoints(run) if not name or checkpoint.name <= name]
-    if name and name not in {checkpoint.name for checkpoint in found}:
-        faults.append(f"{run / 'checkpoints' / name}: missing, though `latest` names it")
+    latest = run / "checkpoints" / name
+    found = [each for each in list_checkpoints(run) if not NAME.fullmatch(name) or step_of(each) <= step_of(latest)]
+    if name and latest not in found:
+        faults.append(f"{latest}: missing, though `latest` names it")
     for checkpoint in found:
         try:
             if verify:
                 verify_checkpoint(checkpoint)
+                check_finite(checkpoint)
             read_state(checkpoint)
             return checkpoint, faults
         except UserError as error:
@@ -156,6 +197,18 @@ def identity(recipe: Recipe, objective: Objective) -> dict[str, dict[str, Any]]:
         "optimizer": {"kind": optimizer_record(recipe)},
         "given": {"weights": given_weights(recipe)},
     }
+
+
+def check_finite(checkpoint: Path) -> None:
+    """Raise UserError if a verified checkpoint is of a run that had diverged. Earlier versions saved those."""
+    probe = read_state(checkpoint).get("probe", {}).get("loss", 0.0)
+    if not math.isfinite(probe):
+        raise UserError(f"{checkpoint}: is of a run that had diverged: its recorded loss is {probe}")
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                if not torch.isfinite(tensors.get_tensor(name)).all():
+                    raise UserError(f"{path}: is of a run that had diverged: {name} holds numbers that are not finite")
 
 
 def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, objective: Objective) -> None:

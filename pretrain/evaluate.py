@@ -1,5 +1,6 @@
 """The observer that evaluates a run on its held-out examples."""
 
+import math
 from typing import Any
 
 from pretrain.held_out import held_out_loss
@@ -41,7 +42,8 @@ class Evaluator(Observer):
             return
         result = evaluate_run(run, run.recipe.evaluate.max_blocks)
         run.held_out = {"step": run.step, **result}
-        if not run.best or result["loss"] < run.best["loss"]:
+        best = run.best.get("loss", math.inf)
+        if math.isfinite(result["loss"]) and not best <= result["loss"]:  # an old record's best may be NaN
             run.best = run.held_out
         figures = {name: value for name, value in result.items() if name not in ("loss", "tokens")}
         text = "".join(f"  {name.replace('_', ' ')} {value:.5g}" for name, value in figures.items())

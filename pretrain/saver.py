@@ -1,18 +1,21 @@
 """The observer that writes a run's checkpoints, and what ranks agree on when they load one."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
-from data.common.files import UserError, write_json
+from data.common.files import UserError
 from pretrain import engine as engines
-from pretrain.checkpoint import CheckpointWriter, identity, newest_checkpoint, prune, read_state, space_fault
+from pretrain.checkpoint import CheckpointWriter, Diverged, identity, newest_checkpoint, prune, read_state, space_fault
 from pretrain.evaluate import Evaluator, evaluate_run
 from pretrain.held_out import PROBE_EXAMPLES
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
+from pretrain.run_folder import write_run_manifest
 
 Result = TypeVar("Result")
 PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -80,13 +83,17 @@ class Saver(Observer):
             self._reporter.say(run, f"warning: no checkpoint: {fault}")
 
     def _save(self, run: Run) -> None:
-        """Every rank takes part in gathering the state. Rank 0 writes it."""
+        """Every rank takes part in gathering the state. Rank 0 writes it.
+
+        Raises Diverged on every rank, and saves nothing, if a number of the state is not finite.
+        """
         probe = evaluate_run(run, PROBE_EXAMPLES)["loss"]
+        if not math.isfinite(probe):
+            raise Diverged(run.folder, run.step, f"the held-out loss is {probe}")
         writer = CheckpointWriter(run.folder, run.step) if run.rank == 0 else None
         for kind in ("model", *run.optimizer.state_names):
             tensors = engines.gather_state(run.engine, run.optimizer, kind)
-            if writer:
-                writer.add(kind, run.engine.module.to_hf(tensors))
+            on_rank_0(_add, writer, kind, run.engine.module.to_hf(tensors))
         if writer:
             state = {
                 "step": run.step,
@@ -98,8 +105,17 @@ class Saver(Observer):
                 **identity(run.recipe, run.objective),
             }
             path = writer.finish(state)
-            write_json(run.folder / "manifest.json", {"kind": "run", "version": 1, **state})
+            write_run_manifest(run.folder, state)
             keep = run.recipe.checkpoint
             prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
             self._reporter.say(run, f"checkpoint {path}")
         dist.barrier()
+
+
+def _add(writer: CheckpointWriter, kind: str, tensors: dict[str, Tensor]) -> None:
+    """Write a kind of tensors, or leave nothing behind."""
+    try:
+        writer.add(kind, tensors)
+    except UserError:
+        writer.abandon()
+        raise

@@ -6,7 +6,6 @@ The file reads in the order of a run: parse, build, train, close. The loop compu
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,13 +19,14 @@ import torch.distributed as dist
 
 from data.common.files import UserError
 from pretrain import engine as engines
-from pretrain.checkpoint import check_state, read_tensors, space_fault
+from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
 from pretrain.evaluate import Evaluator
 from pretrain.interrupt import REASONS, StopWish
 from pretrain.metrics import Reporter
 from pretrain.objective import make_objective
 from pretrain.recipe import Recipe, load_recipe, write_recipe
 from pretrain.run import Observer, Run
+from pretrain.run_folder import begin_run_folder, check_run_folder
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
 
@@ -73,6 +73,7 @@ def train(recipe: Recipe) -> Run:
 def build(recipe: Recipe, device: torch.device) -> Run:
     """Build a run, from its newest whole checkpoint if it has one. Raises UserError before anything is written."""
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), Path(recipe.train.run)
+    on_rank_0(check_run_folder, folder)
     objective = make_objective(recipe)
     objective.check()
     on_rank_0(objective.verify)
@@ -96,9 +97,8 @@ def build(recipe: Recipe, device: torch.device) -> Run:
         )
         engines.restore_loss_scale(engine, state["loss_scale"])
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
         write_recipe(recipe, folder / "recipe.toml")
-        shutil.copytree(objective.tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     same_data = resumed and state["data"] == objective.identity()
     return Run(
         recipe=recipe,
@@ -151,11 +151,9 @@ def update(run: Run, wish: StopWish) -> dict[str, Any]:
     run.skipped += not applied
     run.skipped_in_a_row = 0 if applied else run.skipped_in_a_row + 1
     if run.skipped_in_a_row == recipe.train.max_skipped_steps:
-        raise FloatingPointError(
-            f"{run.skipped_in_a_row} steps in a row had gradients that are not finite, the last one step {run.step}"
-            f" (blocks {blocks}); lower optimizer.learning_rate, clip (optimizer.gradient_clipping=1.0) or, with fp16,"
-            " use bf16; the run resumes from its last checkpoint"
-        )
+        skipped = f"{run.skipped_in_a_row} steps in a row had gradients that are not finite"
+        hint = " (train.precision=bf16 may help)" if recipe.train.precision == "fp16" else ""
+        raise Diverged(run.folder, run.step, f"{skipped}{hint}, the last on blocks {blocks}")
     return {
         "loss": loss / counted,
         "learning_rate": rate,

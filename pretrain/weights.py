@@ -38,6 +38,9 @@ def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
         raise UserError(
             f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, but the shards' vocabulary has {decoder.config.vocab_size}"
         )
+    for name, tensor in given.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; these weights cannot be trained on")
     wanted = decoder.state_dict()
     for name in [*wanted, *converted]:
         if name not in converted or name not in wanted:
