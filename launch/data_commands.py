@@ -71,9 +71,9 @@ def corpus(
     Example: `biogpt corpus raw/ corpus.minimum_words=20 --out corpus/ --workers 8 --report`
     """
     from data.corpus.build import make_corpus
-    from data.corpus.cleaning import load_corpus_settings
     from data.corpus.other_text import HUB, fetch_hub_files
     from data.corpus.selection import funnel
+    from data.corpus.settings import load_corpus_settings
 
     inputs = [given for given in raw if not given.startswith("corpus.") or Path(given).exists()]
     loaded = load_corpus_settings(settings, [given for given in raw if given not in inputs])

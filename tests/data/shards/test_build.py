@@ -120,7 +120,7 @@ def pieces(sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         xml = head + some.removesuffix("</PubmedArticleSet>\n") + "</PubmedArticleSet>"
         (folder / "raw" / f"pubmed26n000{number + 1}.xml").write_text(xml)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.corpus.build.ROWS_PER_FILE", 100)
+        patch.setattr("data.corpus.schema.ROWS_PER_FILE", 100)
         make_corpus([folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
     assert len(list((folder / "corpus").glob("train-*"))) >= 3
     return folder

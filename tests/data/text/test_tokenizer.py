@@ -334,7 +334,7 @@ def test_only_the_training_split_is_learned_from(tmp_path: Path) -> None:
 
 
 def test_the_same_bytes_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.corpus.build.ROWS_PER_FILE", 40)
+    monkeypatch.setattr("data.corpus.schema.ROWS_PER_FILE", 40)
     write_sample(tmp_path / "raw", citations=100)
     make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.05, 0.05, workers=1)
     for workers in (1, 2):
@@ -350,7 +350,7 @@ def test_the_same_bytes_with_two_workers(tmp_path: Path, monkeypatch: pytest.Mon
 def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
     step: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.corpus.build.ROWS_PER_FILE", 40)
+    monkeypatch.setattr("data.corpus.schema.ROWS_PER_FILE", 40)
     write_sample(tmp_path / "raw", citations=100)
     make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.05, 0.05, workers=1)
     arguments = "merges=50, min_count=1, workers=1"
