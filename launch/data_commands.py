@@ -116,7 +116,7 @@ def tokenizer(
 
     Example: `biogpt tokenizer corpus/ --out tokenizer/ --merges 40000`
     """
-    from data.text.tokenizer import tokenizer_from_biogpt, train_tokenizer
+    from data.text.train import tokenizer_from_biogpt, train_tokenizer
 
     if from_biogpt and not corpus:
         if (merges, min_count, min_word_count) != (MERGES, 1, 1):

@@ -22,7 +22,7 @@ from data.corpus.build import make_corpus
 from data.corpus.cleaning import cleaning_switches
 from data.corpus.parts import write_part
 from data.corpus.settings import CLEAN
-from data.text.tokenizer import train_tokenizer
+from data.text.train import train_tokenizer
 from tests.bench.machine import machine
 from tests.data.archive.test_download import Archive
 from tests.data.killed import kill_after, start

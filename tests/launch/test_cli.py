@@ -14,7 +14,8 @@ from data.archive.sample import write_sample
 from data.common.files import UserError
 from data.corpus.build import make_corpus
 from data.text.ids import SPECIAL_TOKENS
-from data.text.tokenizer import Tokenizer, write_tokenizer_files
+from data.text.tokenizer import Tokenizer
+from data.text.train import write_tokenizer_files
 from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
@@ -42,7 +43,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
     code = (
         "import sys; sys.argv = ['biogpt', '--help']\n"
-        "import launch.cli, data.corpus.build, data.text.tokenizer, data.shards.build, data.archive.sample\n"
+        "import launch.cli, data.corpus.build, data.text.train, data.shards.build, data.archive.sample\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

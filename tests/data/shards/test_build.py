@@ -20,7 +20,7 @@ from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.shards.indexed import IndexedTokens
 from data.text.ids import EOS_ID, SPECIAL_TOKENS
-from data.text.tokenizer import write_tokenizer_files
+from data.text.train import write_tokenizer_files
 from tests.data.citations import citation, write_file
 from tests.data.killed import kill_after, kill_at_call, start
 from tests.data.reference import megatron_documents, splitmix64
