@@ -24,7 +24,7 @@ from data.corpus.parts import write_part
 from data.corpus.settings import CLEAN
 from data.text.train import train_tokenizer
 from tests.bench.machine import machine
-from tests.data.archive.test_download import Archive
+from tests.data.archive.server import Archive
 from tests.data.killed import kill_after, start
 from tests.shared import ROOT, SHARED
 
