@@ -33,7 +33,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def override(settings: dict[str, Any], overrides: list[str] | tuple[str, ...], source: str) -> None:
     """Put each `section.key=value` into the settings, over what `source` says. A value is TOML or a bare word.
 
-    Raises UserError, which names what is not of this form.
+    Raises UserError, which names an argument of another form.
     """
     for given in overrides:
         key, equals, value = given.partition("=")

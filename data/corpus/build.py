@@ -80,7 +80,7 @@ def list_files(raw: list[Path]) -> list[Path]:
 
     Files with other names than NLM's come first, then NLM's by year and number. The update files of a year continue
     the numbers of its baseline, so this is also the order of publication. Raises UserError, which names a path that is
-    missing, holds no XML or is no known kind of file.
+    missing, holds no XML or is of an unknown kind.
     """
     files: list[Path] = []
     for path in raw:

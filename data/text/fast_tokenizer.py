@@ -36,7 +36,10 @@ def make_fast_tokenizer(vocabulary: dict[str, int], merges: list[Merge], normali
 
 
 def _normalizer(normalize_punctuation: bool, unknown: list[str]) -> normalizers.Normalizer:
-    """Punctuation if asked for, Moses, its escapes, and a character without an id in place of what is unknown."""
+    """The steps from text to Moses tokens, escaped and joined by spaces.
+
+    unknown: expressions of what becomes NO_CHARACTER, which has no id and so becomes `<unk>`.
+    """
     rules = [*(punctuation_rules() if normalize_punctuation else []), *moses_rules()]
     steps = [normalizers.Replace(Regex(expression), replacement) for expression, replacement in rules]
     for expression, replacement in MosesTokenizer.MOSES_ESCAPE_XML_REGEXES:

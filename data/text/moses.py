@@ -33,9 +33,9 @@ BEFORE = ("", "A\n")  # stand-ins for a neighbour in a fragment; words hold no l
 AFTER = ("", "\na", "\n0", "\nA")
 BATCH_BYTES = 16_000_000  # of text that is taken apart at once
 FRAGMENTS_AT_ONCE = 10_000  # given to sacremoses as one text
-SEPARATOR = "\ue000"  # neither letter nor digit: Moses makes it a token, and treats its neighbours as at a space
+SEPARATOR = "\ue000"  # neither letter nor digit: Moses makes it a token, and its neighbours are as beside a space
 CONTROL = r"[\x00-\x08\x0e-\x1b]"
-WHITE_SPACE = "[\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # but for the space itself
+WHITE_SPACE = "[\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # except the space itself
 # Fragments that cannot be tokenized with others: Moses must see that they are first or last in their text, or they hold
 # the separator or a control character.
 ALONE = re.compile(rf"^,|['{SEPARATOR}]|{CONTROL}")
@@ -59,9 +59,9 @@ class _Padding(dict[int, str]):
 
 
 class _Moses(MosesTokenizer):
-    """sacremoses, several times as fast: with cheaper forms of its rules, and without rules that cannot apply.
+    """sacremoses, several times as fast. Some rules have a cheaper form, and rules that cannot apply are left out.
 
-    apostrophes: whether the text holds one.
+    apostrophes: whether the text has any; if not, the rules for them are left out.
     """
 
     def __init__(self, apostrophes: bool) -> None:
@@ -121,7 +121,7 @@ class Fragments:
     """Texts that were taken apart."""
 
     distinct: list[str]
-    """The fragments. A few stand here twice, and a few belong to no text."""
+    """The fragments. A few are listed twice, and a few occur in no text."""
     codes: np.ndarray
     """The index in `distinct` of every fragment of all texts, in order; int32."""
     ends: np.ndarray

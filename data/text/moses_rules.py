@@ -1,13 +1,11 @@
 """sacremoses' rules as (expression, replacement), where the expression is a regular expression of Oniguruma.
 
-`tokenizers`, written in Rust, uses Oniguruma. Its expressions differ from Python's `re.sub` in how they treat what
-stands on both sides of a match, so each rule is rewritten here, in sacremoses' order, from sacremoses' own sets of
-characters and list of abbreviations:
+Rust's `tokenizers` uses Oniguruma. The rules stand in sacremoses' order and use its own sets of characters and its list
+of abbreviations.
 
-- `re.sub` consumes the characters that a rule matches left and right of what it changes. Here `\\K` consumes the left
-  side, and UNCONSUMED keeps the character right of the last match from being a left side. So overlapping matches come
-  out the same.
-- Every token keeps its exact place in the text.
+Each rule is rewritten so that every token keeps its exact place in the text. Python's `re.sub` consumes the characters
+that a rule matches left and right of what it changes. Here `\\K` consumes the left side, and UNCONSUMED keeps the
+character right of the last match from becoming a left side. So overlapping matches give the same result.
 """
 
 import re
@@ -61,7 +59,7 @@ def moses_rules() -> list[Rule]:
         (rf"(?<=[{NUMBER}])'(?=s)", " '"),
         (_final_full_stop(), " ."),
         (r"\.' *\z", " . ' "),
-        # sacremoses writes a run of full stops as DOTDOTMULTI meanwhile, and so takes that word in a text for a run.
+        # Meanwhile sacremoses writes a run of full stops as DOTDOTMULTI, so that word in a text becomes a run too.
         (r"(?<=DOT)MULTI", "|"),  # a "|" of the text is a token by now
         (r"DOT(?=(?:DOT)*\|)", "."),
         (r"(?<=\.)\|", ""),

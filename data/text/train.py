@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ def train_tokenizer(
     min_word_count: words that occur less often are ignored when merges are learned. Raises UserError, which names a
     number out of range, a corpus that is not whole or an `out` made from other inputs or settings.
     """
-    if merges < 0 or min_count < 1 or min_word_count < 1:
-        given = f"--merges {merges} --min-count {min_count} --min-word-count {min_word_count}"
-        raise UserError(f"{given}: --merges must be at least 0, the others at least 1")
+    _check_numbers(merges, min_count, min_word_count)
     corpus_manifest = read_manifest(corpus, "corpus")
     verify_files(corpus, corpus_manifest)
     files, parts = split_files(corpus, corpus_manifest, "train"), parts_folder(out)
@@ -70,9 +69,7 @@ def train_tokenizer(
 
     def fill(folder: Path) -> dict[str, Any]:
         run_tasks(count_words, tasks, workers, "tokenizer: counting words")
-        word_counts: Counter[str] = Counter()
-        for task in tasks:
-            word_counts.update(read_json(task.folder / WORDS_FILE))
+        word_counts = _add_up(task.folder / WORDS_FILE for task in tasks)
         frequent = {word: count for word, count in word_counts.items() if count >= min_word_count}
         learned = learn_merges(Counter(frequent), merges)
         vocabulary, token_counts = make_vocabulary(word_counts, learned, min_count)
@@ -88,6 +85,20 @@ def train_tokenizer(
     manifest = make_folder(out, "tokenizer", request, fill)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
+
+
+def _check_numbers(merges: int, min_count: int, min_word_count: int) -> None:
+    if merges < 0 or min_count < 1 or min_word_count < 1:
+        given = f"--merges {merges} --min-count {min_count} --min-word-count {min_word_count}"
+        raise UserError(f"{given}: --merges must be at least 0, the others at least 1")
+
+
+def _add_up(files: Iterable[Path]) -> Counter[str]:
+    """The counts in all files of words together."""
+    word_counts: Counter[str] = Counter()
+    for file in files:
+        word_counts.update(read_json(file))
+    return word_counts
 
 
 def count_words(file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
