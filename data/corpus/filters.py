@@ -61,13 +61,14 @@ class Filter(NamedTuple):
     version: int
     """From 1. Raise it whenever the filter decides differently about any record."""
     keys: tuple[str, ...]
-    """Its keys in `[corpus]`. The filter is off where all of them are false, 0 or empty."""
+    """Its keys in `[corpus]`. A filter is off if all its keys are false, 0 or empty, unless it is `always_on`."""
     columns: tuple[str, ...]
-    """The columns of a part that it reads."""
+    """The columns of a part that it reads: see `schema.part_schema`. If you add a column there, raise the version of
+    "corpus part" in data/common/files.py, so that all parts are made again."""
     drops: Drops
     """(records, settings, excluded PMIDs) -> bool array, true for the records to drop."""
     always_on: bool = False
-    """It drops some records whatever its keys say."""
+    """Whether it drops some records whatever its keys say, or has no keys."""
 
 
 def _without_title_or_abstract(records: pa.RecordBatch, settings: FilterSettings, _: np.ndarray) -> np.ndarray:
@@ -107,16 +108,21 @@ def _from_pubmed(records: pa.RecordBatch) -> np.ndarray:
     return records["pmid"].to_numpy() >= 0
 
 
-EXCLUDED = "excluded"  # selection drops equal texts too
+EXCLUDED = "excluded"  # by name, because selection also drops the texts equal to those that it drops
 FILTERS = (
     Filter(
-        "without_title_or_abstract", 1, ("title_and_abstract",), ("pmid", "fields"), _without_title_or_abstract, True
+        "without_title_or_abstract",
+        version=1,
+        keys=("title_and_abstract",),
+        columns=("pmid", "fields"),
+        drops=_without_title_or_abstract,
+        always_on=True,
     ),
-    Filter(EXCLUDED, 1, ("exclude_pmids",), ("pmid",), _excluded),
-    Filter("other_language", 1, ("languages",), ("pmid", "languages"), _other_language),
-    Filter("other_year", 1, ("first_year", "last_year"), ("pmid", "year"), _other_year),
-    Filter("short", 1, ("minimum_words",), ("words",), _short),
-    Filter("retracted", 1, ("drop_retracted",), ("retracted",), _retracted),
+    Filter(EXCLUDED, version=1, keys=("exclude_pmids",), columns=("pmid",), drops=_excluded),
+    Filter("other_language", version=1, keys=("languages",), columns=("pmid", "languages"), drops=_other_language),
+    Filter("other_year", version=1, keys=("first_year", "last_year"), columns=("pmid", "year"), drops=_other_year),
+    Filter("short", version=1, keys=("minimum_words",), columns=("words",), drops=_short),
+    Filter("retracted", version=1, keys=("drop_retracted",), columns=("retracted",), drops=_retracted),
 )
 
 
@@ -135,12 +141,13 @@ def filter_code(name: str) -> int:
 
 
 def filter_versions(settings: FilterSettings) -> dict[str, int]:
-    """Filter name -> version, of the filters in use whose version is above 1.
+    """Filter name -> version, as manifests record it beside the keys.
 
-    Manifests held no versions before filters had them, so version 1 is not recorded: corpora of that time stay valid.
+    Only filters in use are recorded. Version 1 is recorded only of filters without keys: manifests held no versions
+    before filters had them, and corpora of that time stay valid.
     """
     in_use = [each for each in FILTERS if each.always_on or any(getattr(settings, key) for key in each.keys)]
-    return {each.name: each.version for each in in_use if each.version > 1}
+    return {each.name: each.version for each in in_use if each.version > 1 or not each.keys}
 
 
 def read_excluded(settings: FilterSettings) -> np.ndarray:

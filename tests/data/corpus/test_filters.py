@@ -280,3 +280,21 @@ def test_versions_above_1_are_recorded_of_filters_in_use(monkeypatch: pytest.Mon
     assert filter_versions(FilterSettings()) == {"without_title_or_abstract": 2, "retracted": 2}
     off = FilterSettings(title_and_abstract=False, drop_retracted=False, languages=("eng",))
     assert filter_versions(off) == {"without_title_or_abstract": 2, "other_language": 2}
+
+
+def test_a_filter_without_keys_is_recorded_from_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else in the manifest says that it was there. It may read any column of a part."""
+    records = [citation(1), citation(2, "Erratum: Two"), citation(3, "Three")]
+    kept_before = build(tmp_path, [records])["counts"]["train"]
+
+    def erratum(records: pa.RecordBatch, *_: Any) -> np.ndarray:
+        return np.array([title.startswith("Erratum") for title in records["title"].to_pylist()], bool)
+
+    added = Filter("erratum", version=1, keys=(), columns=("title",), drops=erratum, always_on=True)
+    monkeypatch.setattr(filters, "FILTERS", [*FILTERS, added])
+    with pytest.raises(UserError, match="made from other inputs or settings"):
+        build(tmp_path, [])
+    shutil.rmtree(tmp_path / "corpus")
+    manifest = build(tmp_path, [])
+    assert (kept_before, manifest["counts"]["train"], manifest["counts"]["erratum"]) == (3, 2, 1)
+    assert manifest["request"]["corpus"]["filter_versions"] == {"erratum": 1}
