@@ -3,8 +3,8 @@
 Every rule has a name, a version, and a switch of the same name in the section `[corpus]`. The manifest of a corpus
 counts the records that each rule changed.
 
-To add a rule, write its function, list it in RULES and give it a switch in CleaningSettings, all in this file. Then
-add its tests and its pinned hash to tests/data/corpus/test_cleaning.py.
+To add a rule, write its function, list it at the end of RULES and give it a switch in CleaningSettings, all in this
+file. Then add its tests and its pinned hash to tests/data/corpus/test_cleaning.py.
 
 To change what a rule does, raise its version in RULES. Receipts and manifests record the versions, so parts made with
 the older version are made again, and a corpus made with it is not taken for one made with the newer.
@@ -113,7 +113,10 @@ def drop_copyright_tails(text: str) -> str:
     return text if is_list_item else text[: found.start()]
 
 
-RULES = (  # applied in this order: an entity may stand for a control character
+# Rules are applied in this order: an entity may stand for a control character. The place of a rule is also its bit in
+# the column `cleaned` of parts, so add new rules at the end. To put one elsewhere, raise the version of "corpus part"
+# in data/common/files.py, so that all parts are made again.
+RULES = (
     Rule("unescape_entities", version=1, apply=unescape_entities),
     Rule("drop_control_characters", version=1, apply=drop_control_characters),
     Rule("drop_filler_labels", version=1, apply=drop_filler_labels),
