@@ -71,9 +71,9 @@ def corpus(
     Example: `biogpt corpus raw/ corpus.minimum_words=20 --out corpus/ --workers 8 --report`
     """
     from data.corpus.build import make_corpus
-    from data.corpus.cleaning import load_corpus_settings
     from data.corpus.other_text import HUB, fetch_hub_files
     from data.corpus.selection import funnel
+    from data.corpus.settings import load_corpus_settings
 
     inputs = [given for given in raw if not given.startswith("corpus.") or Path(given).exists()]
     loaded = load_corpus_settings(settings, [given for given in raw if given not in inputs])
@@ -116,7 +116,7 @@ def tokenizer(
 
     Example: `biogpt tokenizer corpus/ --out tokenizer/ --merges 40000`
     """
-    from data.text.tokenizer import tokenizer_from_biogpt, train_tokenizer
+    from data.text.train import tokenizer_from_biogpt, train_tokenizer
 
     if from_biogpt and not corpus:
         if (merges, min_count, min_word_count) != (MERGES, 1, 1):

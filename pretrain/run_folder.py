@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import MANIFEST, UserError, read_json, write_json
+from pretrain.recipe import load_recipe
 
 VERSION = 1
 NAMES = {MANIFEST, "recipe.toml", "metrics.jsonl", "tensorboard", "checkpoints", "latest", "tokenizer", "stop"}
@@ -31,9 +32,10 @@ def check_run_folder(folder: Path) -> None:
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
-    if MANIFEST not in names:
-        return "recipe.toml" in names and names <= NAMES
     try:
+        if MANIFEST not in names:
+            load_recipe(str(folder / "recipe.toml"))
+            return names <= NAMES
         manifest = read_json(folder / MANIFEST)
     except UserError:
         return False

@@ -1,1 +1,1 @@
-"""NLM's archive: download it, read its MEDLINE XML; the embedded sample in the same format."""
+"""NLM's archive: download it and read its MEDLINE XML. The embedded sample has the same format."""

@@ -1,4 +1,4 @@
-"""NLM's archive: list the files of PubMed, download them, compare with NLM's md5, go on where a download broke off.
+"""Download PubMed from NLM's archive: check every file against NLM's md5, and resume where a download broke off.
 
 The layout is that of https://ftp.ncbi.nlm.nih.gov/pubmed/: `baseline/` and `updatefiles/`, with `pubmed26n0001.xml.gz`
 and `pubmed26n0001.xml.gz.md5` for each file.
@@ -24,20 +24,21 @@ TERMS = (
     "terms_and_conditions.html): say where the data come from, keep them up to date or say that they may not be, and"
     " do not imply that NLM endorses the use. Abstracts may be under their publishers' copyright."
 )
-ATTEMPTS = 6  # without getting further, with pauses that double
-PAUSE = 1.0  # seconds before the second
-SPARE_DISK = 1 << 30  # bytes that are left free
+ATTEMPTS = 6  # that bring no further bytes of a file; the pauses between them double
+PAUSE = 1.0  # seconds before the second attempt
+SPARE_DISK = 1 << 30  # bytes that must stay free
 NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"')
 
 
 def download(
     out: Path, updates: bool, year: int | None, files: tuple[int, int] | None, connections: int, base_url: str
 ) -> dict[str, Any]:
-    """Download the baseline, and the update files too where `updates`, into `out`. Returns the folder's manifest.
+    """Download the baseline, and the update files too if `updates`, into `out`. Returns the folder's manifest.
 
-    year: refuse another year's files; files: the first and last number wanted, both included; base_url: ends in "/".
-    What is there with the right md5 is not fetched again. Raises UserError where the list cannot be had, the year is
-    another or the disk too small; TasksFailed, which names each file that failed, after all others are done.
+    year: refuse files of another year; files: the first and the last number wanted; connections: downloads at a time;
+    base_url: ends in "/". A file that is there with the right md5 is not fetched again. Raises UserError if the archive
+    cannot be listed, has no such files or those of another year, or if the disk is too small; TasksFailed, which names
+    each file that failed, after all others are done.
     """
     with httpx2.Client(timeout=60, follow_redirects=True) as client, ThreadPoolExecutor(connections) as threads:
         folders = ["baseline/", "updatefiles/"] if updates else ["baseline/"]
@@ -48,17 +49,7 @@ def download(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-        missing = [url for url in urls if not (out / _name(url)).is_file()]
-        needed = 0
-        with progress("download: sizes", len(missing)) as advance:
-            for size in threads.map(lambda url: _size(client, url), missing):
-                needed += size
-                advance()
-        needed -= sum(path.stat().st_size for path in out.glob(".*.xml.gz.partial"))
-        if shutil.disk_usage(out).free < needed + SPARE_DISK:
-            raise UserError(
-                f"{out}: {needed / 1e9:.1f} GB are to come and {SPARE_DISK / 1e9:.1f} to stay free: disk full"
-            )
+        _check_room(client, threads, urls, out)
         failures = []
         with progress("download: files", len(urls)) as advance:
             for failure in threads.map(lambda url: fetch(client, url, out), urls):
@@ -74,7 +65,11 @@ def download(
 
 
 def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tuple[int, int] | None) -> list[str]:
-    """The URLs of the wanted files of a folder of the archive, in order of their numbers."""
+    """The URLs of the wanted files in a folder of the archive, in the order of their numbers.
+
+    year: refuse files of another year; files: the first and the last number wanted. Raises UserError if the folder
+    cannot be listed or holds the files of another year.
+    """
     try:
         page = client.get(folder).raise_for_status().text
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -84,9 +79,26 @@ def list_archive(client: httpx2.Client, folder: str, year: int | None, files: tu
     found = sorted({(int(number), int(of_year) + 2000, name) for name, of_year, number in NAME.findall(page)})
     others = {of_year for _, of_year, _ in found} - {year}
     if year and others:
-        raise UserError(f"{folder}: holds the files of {max(others)}, not of {year}; NLM keeps one year at a time")
+        raise UserError(
+            f"{folder}: holds the files of {max(others)}, not of {year}; NLM keeps one year; change --baseline"
+        )
     first, last = files or (0, 10**9)
     return [folder + name for number, _, name in found if first <= number <= last]
+
+
+def _check_room(client: httpx2.Client, threads: ThreadPoolExecutor, urls: list[str], out: Path) -> None:
+    """UserError if the disk has no room for the files that are missing in `out`."""
+    missing = [url for url in urls if not (out / _name(url)).is_file()]
+    needed = -sum(path.stat().st_size for path in out.glob(".*.xml.gz.partial"))
+    with progress("download: sizes", len(missing)) as advance:
+        for size in threads.map(lambda url: _size(client, url), missing):
+            needed += size
+            advance()
+    if shutil.disk_usage(out).free < needed + SPARE_DISK:
+        raise UserError(
+            f"{out}: the disk is too small; {needed / 1e9:.1f} GB are to come and {SPARE_DISK / 1e9:.1f} GB must stay"
+            " free; choose another --out or fewer --files"
+        )
 
 
 def _name(url: str) -> str:
@@ -94,7 +106,7 @@ def _name(url: str) -> str:
 
 
 def _size(client: httpx2.Client, url: str) -> int:
-    """Bytes of a file; 0 where that cannot be told now (fetching it will say why)."""
+    """The size of a file in bytes, or 0 if the server does not tell. Fetching the file will then say why."""
     try:
         return int(client.head(url).headers.get("content-length", 0))
     except httpx2.HTTPError:
@@ -102,7 +114,7 @@ def _size(client: httpx2.Client, url: str) -> int:
 
 
 def fetch(client: httpx2.Client, url: str, out: Path) -> str:
-    """Bring one file under its name, whole and with the md5 that lies beside it. Returns why that failed, or ""."""
+    """Download one file, whole and with the md5 that the archive lists. Returns the reason if that failed, or ""."""
     path = out / _name(url)
     partial = path.with_name(f".{path.name}.partial")
     attempt, furthest, reason = 0, 0, ""
@@ -118,8 +130,8 @@ def fetch(client: httpx2.Client, url: str, out: Path) -> str:
                 partial.replace(path)
                 return ""
             partial.unlink()
-            reason = f"md5 differs from {expected}, which {url}.md5 says"
-        except (httpx2.HTTPError, ValueError, OSError) as error:  # OSError: a full disk
+            reason = f"its md5 is not {expected}, which {url}.md5 lists"
+        except (httpx2.HTTPError, ValueError, OSError) as error:  # OSError: for example a full disk
             reason = f"{error or type(error).__name__}"
             if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code in (401, 403, 404, 410):
                 break
@@ -143,15 +155,15 @@ def _md5(path: Path) -> str:
 
 
 def _receive(client: httpx2.Client, url: str, partial: Path) -> None:
-    """Append what is missing of a file; from the start where the server knows no ranges."""
+    """Append the missing bytes of a file. If the server does not support ranges, fetch it from the start."""
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with client.stream("GET", url, headers=headers) as response:
         if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # all is there, or too much: the md5 decides
+            return  # all bytes are there, or too many: the md5 will tell
         response.raise_for_status()
-        goes_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
-        with partial.open("ab" if goes_on else "wb") as stream:
+        resumed = response.headers.get("content-range", "").startswith(f"bytes {have}-")
+        with partial.open("ab" if resumed else "wb") as stream:
             for chunk in response.iter_raw():
                 stream.write(chunk)
             stream.flush()

@@ -1,8 +1,9 @@
 """One MEDLINE XML file -> citations and deletions, streaming.
 
-Both of NLM's roots are read: `PubmedArticleSet` (today) and `MedlineCitationSet` (up to 2016). Entities, network and
-DTD loading are off; depth (256) and the length of a text (10 MB) are bounded by libxml2, a record and the growth of a
-gzip file here. The elements are described at https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html.
+Both of NLM's root elements are read: `PubmedArticleSet` (today) and `MedlineCitationSet` (until 2016). Entities,
+network and DTD loading are off. libxml2 bounds the depth (256) and the length of a text (10 MB); this module bounds
+the size of a record and the growth of a gzip file. NLM describes the elements at
+https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html.
 """
 
 import gzip
@@ -18,17 +19,17 @@ from data.common.files import UserError
 
 ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
 MATHML = "{http://www.w3.org/1998/Math/MathML}math"
-# Bytes of XML without the end of a record (500 MB as a tree at worst); NLM's longest have some 5 MB.
+# Bytes of XML in which a record must end. They become a tree of 500 MB at worst. NLM's longest records have about 5 MB.
 MAX_RECORD = 16 << 20
-MAX_GROWTH = 100  # times its own size that a gzip file may give, over MAX_RECORD; NLM's give 9 times
-SPACES = " \t\r\n"  # XML's; Unicode's other spaces are characters of the text
+MAX_GROWTH = 100  # a gzip file may unpack to this times its size, plus MAX_RECORD; NLM's unpack to 9 times
+SPACES = " \t\r\n"  # the white space of XML; Unicode's other spaces are characters of the text
 RETRACTED = "Retracted Publication"  # NLM's publication type
 NUMBER = re.compile("[0-9]{1,9}")
 YEAR = re.compile(r"(?<!\d)(1[6-9]|20)\d\d(?!\d)")
 
 
 class Citation(NamedTuple):
-    """One version of one record. `title` and `abstract` are "" where the record has none."""
+    """One version of one record. `title` and `abstract` are "" if the record has none."""
 
     pmid: int
     version: int
@@ -37,7 +38,7 @@ class Citation(NamedTuple):
     year: int | None
     journal: str
     languages: str = ""
-    """NLM's codes, of the article: "eng", "eng fre"."""
+    """The languages of the article, by NLM's codes: "eng", "eng fre"."""
     retracted: bool = False
 
 
@@ -49,10 +50,10 @@ class Deletion(NamedTuple):
 
 
 def read_medline(path: Path) -> Iterator[Citation | Deletion]:
-    """The records of an `.xml` or `.xml.gz` file in its order, in memory that does not grow with the file.
+    """The records of an `.xml` or `.xml.gz` file, in order. The memory used does not grow with the file.
 
-    Raises UserError, naming the file, where it is missing, truncated, not well-formed or not NLM's; of a damaged file
-    some records may have come before.
+    Raises UserError, which names the file, if it is missing, truncated, not well-formed or not NLM's. Some records of a
+    damaged file may come before the error.
     """
     try:
         with _open(path) as stream:
@@ -68,7 +69,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 class _Bounded:
-    """A stream that ends in a UserError where too much comes without the end of a record."""
+    """A stream that raises UserError if a record does not end within MAX_RECORD, or the file unpacks to too much."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self._path, self._stream = path, stream
@@ -81,10 +82,12 @@ class _Bounded:
         self.since_record += len(content)
         if self._left < 0:
             raise UserError(
-                f"{self._path}: more than {MAX_GROWTH} times its size unpacked; NLM's files are not like that"
+                f"{self._path}: more than {MAX_GROWTH} times its size unpacked; it is not one of NLM's files"
             )
         if self.since_record > MAX_RECORD:
-            raise UserError(f"{self._path}: more than {MAX_RECORD >> 20} MiB without the end of a record; not NLM's")
+            raise UserError(
+                f"{self._path}: more than {MAX_RECORD >> 20} MiB without the end of a record; it is not NLM's"
+            )
         return content
 
 
@@ -114,13 +117,13 @@ def _parse(path: Path, stream: _Bounded) -> Iterator[Citation | Deletion]:
                 yield Deletion(*_pmid(path, pmid))
         parent = element.getparent()
         element.clear()
-        if parent.tag == "PubmedArticle":  # its end is no event: it goes when the next record comes
+        if parent.tag == "PubmedArticle":  # its own end is no event, so it is removed at the next record
             element, parent = parent, parent.getparent()
         while element.getprevious() is not None:
             del parent[0]
     if not checked:
         _check_root(path, context.root)
-    for entry in context.error_log:  # only a warning where the file names a DTD, which might define it
+    for entry in context.error_log:  # only a warning if the file names a DTD, which might declare it
         if entry.type_name == "WAR_UNDECLARED_ENTITY":
             raise UserError(f"{path}: {entry.message.strip()}, line {entry.line}; NLM's files use characters instead")
 
@@ -130,13 +133,13 @@ def _elements(path: Path, context: Any) -> Iterator[Any]:
         for _, element in context:
             yield element
     except etree.XMLSyntaxError as error:
-        fatal = list(context.error_log.filter_from_fatals())  # the exception itself may tell only what came of it
+        fatal = list(context.error_log.filter_from_fatals())  # the exception itself may name only a consequence
         reason = f"{fatal[0].message.strip()}, line {fatal[0].line}" if fatal else error.msg
         raise UserError(f"{path}: not well-formed XML ({reason}); download it again") from None
 
 
 def _check_entities(path: Path, docinfo: Any) -> None:
-    """Refuse a file that declares entities: they are not expanded, so text would be lost. NLM's files have none."""
+    """Refuse a file that declares entities. They are not expanded, so text would be lost. NLM's files declare none."""
     declared = [] if docinfo.internalDTD is None else [entity.name for entity in docinfo.internalDTD.iterentities()]
     if declared:
         raise UserError(f"{path}: declares the entity {declared[0]!r}; NLM's files declare none")
@@ -171,7 +174,7 @@ def _citation(path: Path, element: Any) -> Citation:
 
 
 def _child(element: Any, tag: str) -> Any:
-    """The first child with this tag; None where there is none, or no element. Much faster than `find`."""
+    """The first child with this tag, or None if there is none or no element. Much faster than `find`."""
     return None if element is None else next(element.iterchildren(tag), None)
 
 
@@ -180,11 +183,11 @@ def _pmid(path: Path, element: Any) -> tuple[int, int]:
         pmid, version = (element.text or "").strip(SPACES), element.get("Version", "1").strip(SPACES)
         if NUMBER.fullmatch(pmid) and NUMBER.fullmatch(version):
             return int(pmid), int(version)
-    raise UserError(f"{path}: a record without a numeric PMID and version; it is not NLM's")
+    raise UserError(f"{path}: a record without a numeric PMID and version; the file is not NLM's")
 
 
 def _abstract(element: Any) -> str:
-    """The sections of an abstract in one line, each after its label: "METHODS: ... RESULTS: ..."."""
+    """All sections of an abstract in one line, each with its label before it: "METHODS: ... RESULTS: ..."."""
     if element is None:
         return ""
     sections = []
@@ -197,14 +200,14 @@ def _abstract(element: Any) -> str:
 
 
 def flatten(element: Any) -> str:
-    """The text of an element without its markup, in one line: every character of it, no words glued together.
+    """The text of an element without its markup, in one line. No character is lost, and no words are glued together.
 
-    Indentation between MathML elements is layout, not text: without it "Cu<sub>2</sub>O" stays one word. A formula
-    displayed on a line of its own (DispFormula) has spaces around it.
+    Indentation between MathML elements is layout and is dropped, so "Cu<sub>2</sub>O" stays one word. A formula that is
+    displayed on a line of its own (DispFormula) gets spaces around it.
     """
     if element is None:
         return ""
-    if not len(element):  # most have no markup
+    if not len(element):  # most elements have no markup
         return one_line(element.text or "")
     for math in element.iter(MATHML):
         for node in math.iter():
@@ -218,7 +221,7 @@ def flatten(element: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """White space of XML (not Unicode's) collapsed; much faster than a regular expression."""
+    """The text with XML's white space (not Unicode's) collapsed. Much faster than a regular expression."""
     text = text.replace("\n", " ").replace("\t", " ").replace("\r", " ")
     while "  " in text:
         text = text.replace("  ", " ")

@@ -1,8 +1,8 @@
 """The embedded sample: about 2,000 invented citations in NLM's format, for machines without a network.
 
-No text in it comes from PubMed. It has a grammar that a small model can learn (terms that come back within an
-abstract, agreement of number and verb, labelled sections) and what real files have: inline markup, other languages,
-records without an abstract, a duplicate, a revised PMID, a second version and a block of deletions.
+No text in it comes from PubMed. Its grammar is one that a small model can learn: terms recur within an abstract, verbs
+agree in number, sections have labels. It also has what real files have: inline markup, other languages, records without
+an abstract, a duplicate, revised PMIDs, second versions and a block of deletions.
 """
 
 import gzip
@@ -51,7 +51,10 @@ LANGUAGES = {
 
 
 def write_sample(folder: Path, citations: int = 2_000, seed: int = 1) -> list[Path]:
-    """Write a baseline file and an update file of invented citations; the same bytes for the same arguments."""
+    """Write a baseline file and an update file of invented citations. Returns their paths.
+
+    The same arguments always give the same bytes.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     records = [_record(rng, FIRST_PMID + index) for index in range(citations)]
@@ -134,5 +137,5 @@ def _abstract(rng: random.Random, sections: dict[str, str], gene: str) -> str:
 
 
 def _markup(escaped: str, gene: str) -> str:
-    """Inline markup as NLM writes it: italic genes, superscripts."""
+    """The text with inline markup as NLM writes it: genes in italics, superscripts."""
     return escaped.replace(gene, f"<i>{gene}</i>").replace("mg/kg", "mg kg<sup>-1</sup>")

@@ -1,1 +1,1 @@
-"""What all rooms of `data` share: whole files and manifests, workers, settings, hashing, Parquet."""
+"""Shared by all of `data`: whole files and manifests, workers, settings, hashing, Parquet."""

@@ -1,12 +1,12 @@
 """How this project writes: folders that appear whole or not at all, each with a manifest that says what made it.
 
-Every stage (corpus, tokenizer, shards, hf) is one folder with a `manifest.json`:
+Every stage (corpus, tokenizer, shards, hf) writes one folder with a `manifest.json`:
 
     {"kind": "corpus", "version": 1, "made_by": "biogpt-pretrain 0.1.0",
-     "request": {...},   what was asked for: settings, and the inputs by name and sha256
-     "counts": {...},    what came of it
+     "request": {...},   what was asked for: the settings, and the sha256 of each input
+     "counts": {...},    what the stage counted
      "files": {"train-00000.parquet": {"bytes": 123, "sha256": "..."}, ...},
-     "checksum": "..."}  sha256 of all the above
+     "checksum": "..."}  the sha256 of all other entries
 """
 
 import hashlib
@@ -31,19 +31,19 @@ VERSIONS = {
     "corpus part": 2,
     "tokenizer part": 1,
     "shards part": 1,
-}  # raised when the files of a kind change
+}  # raise the version of a kind when its files change
 
 
 class UserError(Exception):
-    """A user's mistake: one line that names the file, key or value and what to do. Commands end with exit code 2."""
+    """A user's mistake: one line that names the file, key or value and what to do. The command exits with code 2."""
 
 
 class ShareDone(Exception):
-    """The share of this element of a job array is done. Commands say so and end with exit code 0."""
+    """The share of this element of a job array is done. The command says so and exits with code 0."""
 
 
 class TasksFailed(Exception):
-    """Some files could not be worked on, all others are done. Commands name each and end with exit code 1."""
+    """Some tasks failed and all others are done. The command names each failure and exits with code 1."""
 
     def __init__(self, failures: list[str], tasks: int) -> None:
         super().__init__("\n".join(failures))
@@ -57,7 +57,7 @@ def sha256(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Flush a folder to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream whose bytes appear under `path` when the block ends well, and not at all otherwise."""
+    """A binary stream. Its bytes appear under `path` when the block ends without an error, otherwise not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as stream:
@@ -81,7 +81,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def json_bytes(content: Any) -> bytes:
-    """JSON as this program writes it: the same bytes for the same content."""
+    """JSON as this program writes it. The same content always gives the same bytes."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -92,7 +92,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; UserError names a missing or damaged one."""
+    """The content of a JSON file. UserError names a file that is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def read_json(path: Path) -> Any:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> size in bytes and sha256, for every file below `folder` but its manifest and what is unfinished."""
+    """Name -> size in bytes and sha256, for every file below `folder` except manifests and unfinished files."""
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -114,10 +114,13 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_manifest(folder: Path, kind: str, request: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
-    """Describe the finished `folder`. Without a time or a path, so that the same work gives the same bytes."""
+    """Write the manifest of the finished `folder` and return it.
+
+    It holds neither a time nor a path, so that the same work gives the same bytes.
+    """
     try:
         version = importlib.metadata.version("biogpt-pretrain")
-    except importlib.metadata.PackageNotFoundError:  # run from a source folder that was never installed
+    except importlib.metadata.PackageNotFoundError:  # the program runs from a source folder
         version = "(not installed)"
     manifest = {
         "kind": kind,
@@ -132,13 +135,17 @@ def write_manifest(folder: Path, kind: str, request: dict[str, Any], counts: dic
 
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with the checksum of all its other entries."""
+    """A copy of the manifest with the checksum of all other entries."""
     content = {key: value for key, value in manifest.items() if key != "checksum"}
     return content | {"checksum": hashlib.sha256(json_bytes(content)).hexdigest()}
 
 
 def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
-    """The manifest of a finished folder of such a kind; UserError names one that is missing, unfinished or other."""
+    """The manifest of a finished folder of one of these kinds.
+
+    UserError names a folder that is missing, unfinished, of another kind or of a newer format, or whose manifest was
+    changed.
+    """
     kind = " or ".join(kinds)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a {kind} folder")
@@ -151,17 +158,17 @@ def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
         raise UserError(f"{folder}: is a {manifest['kind']} folder; expected a {kind} folder")
     if manifest["version"] > (ours := VERSIONS[manifest["kind"]]):
         raise UserError(
-            f"{folder}: written in format {manifest['version']} of {manifest['kind']} folders, newer than {ours}, this"
-            " program's; install a newer biogpt-pretrain"
+            f"{folder}: is a {manifest['kind']} folder of format {manifest['version']}; this program reads up to format"
+            f" {ours}; install a newer biogpt-pretrain"
         )
-    # The bytes, not only the content: a flipped bit in the white space is damage too.
+    # Compare the bytes, not only the content: a flipped bit in the white space is damage too.
     if json_bytes(seal(manifest)) != (folder / MANIFEST).read_bytes():
         raise UserError(f"{folder / MANIFEST}: changed since it was written; make the folder again")
     return manifest
 
 
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """UserError names the first file of the manifest that is missing or changed."""
+    """Check the size and sha256 of every file of the manifest. UserError names the first missing or changed file."""
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -173,10 +180,10 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
 def make_folder(
     out: Path, kind: str, request: dict[str, Any], fill: Callable[[Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Let `fill(folder)` write a stage's files and return its counts, so that `out` appears whole or not at all.
+    """Make the folder `out`, whole or not at all: `fill(folder)` writes its files and returns the counts.
 
-    Done before, with the same request: nothing happens. Whatever else stands at `out` is left as it is, and refused.
-    Returns the manifest.
+    Returns the manifest. If `out` was made by the same request before, nothing is done. Raises UserError, and leaves
+    `out` as it is, if anything else stands there.
     """
     _check_name(out)
     if (out / MANIFEST).is_file():
@@ -187,7 +194,7 @@ def make_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not a finished {kind} folder; remove it or choose another --out")
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -209,24 +216,24 @@ def _check_name(out: Path) -> None:
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the parts of a stage lie until its folder is made of them: `out.parts`, beside it."""
+    """`out.parts`, the folder beside `out` that holds the parts from which `out` is made."""
     _check_name(out)
     return out.with_name(f"{out.name}.parts")
 
 
 def input_name(path: Path) -> str:
-    """What an input file is called: its name, or in Hugging Face's cache its path in the repository, with hyphens."""
+    """The name of an input file. In Hugging Face's cache it is the path in the repository, with hyphens for slashes."""
     in_repository = re.search(r"/snapshots/[0-9a-f]{40}/(.+)$", path.as_posix())
     return in_repository[1].replace("/", "-") if in_repository else path.name
 
 
 def input_files(paths: list[Path], advance: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Name -> sha256 of input files, `advance` called after each; UserError where two have one name."""
+    """Name -> sha256 of input files. Calls `advance` after each. UserError names a file whose name occurs twice."""
     described: dict[str, str] = {}
     for path in paths:
         name = input_name(path)
         if name in described:
-            raise UserError(f"{path}: a second input file of this name; rename one of them")
+            raise UserError(f"{path}: a second input file of this name; rename one of the two")
         described[name] = sha256(path)
         advance()
     return described

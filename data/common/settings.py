@@ -1,4 +1,7 @@
-"""Settings: pydantic sections from a TOML file, `section.key=value` over it, all mistakes reported together."""
+"""Settings: sections of a TOML file as pydantic models. `section.key=value` wins over the file.
+
+All mistakes are reported together.
+"""
 
 import difflib
 import tomllib
@@ -11,7 +14,7 @@ from data.common.files import UserError
 
 
 class Section(BaseModel):
-    """Settings that refuse unknown keys and do not change."""
+    """A section of settings. It refuses unknown keys, and its values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -20,7 +23,7 @@ Settings = TypeVar("Settings", bound=Section)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The sections of a TOML file; FileNotFoundError where there is none, UserError where it is not TOML."""
+    """The sections of a TOML file. Raises FileNotFoundError if it is missing, UserError if it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -28,7 +31,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def override(settings: dict[str, Any], overrides: list[str] | tuple[str, ...], source: str) -> None:
-    """Put `section.key=value` over settings that come from `source`; a value is TOML, or a bare word."""
+    """Put each `section.key=value` into the settings, over what `source` says. A value is TOML or a bare word.
+
+    Raises UserError, which names an argument of another form.
+    """
     for given in overrides:
         key, equals, value = given.partition("=")
         section, dot, name = key.partition(".")
@@ -47,7 +53,7 @@ def _parse_value(text: str) -> Any:
 
 
 def validate(model: type[Settings], settings: dict[str, Any], source: str) -> Settings:
-    """Settings that come from `source`, checked; UserError reports all mistakes, and the nearest of unknown keys."""
+    """The settings as a model. UserError names the source and all mistakes, and suggests a key for an unknown one."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:

@@ -1,18 +1,19 @@
-"""Where the work runs: one file is one task with a receipt, here, in local processes, a job array or a Ray cluster.
+"""Where work runs: in this process, in local processes, in a job array or on a Ray cluster.
 
-A task fills a folder of its own, and that folder's manifest is its receipt: the input's sha256, the settings, the
-outputs' sha256, the counts, the version of the format. A task whose receipt proves it done is not done again, so a
-command that was killed, run again, goes on where it was:
+A task turns one input file into a folder. The manifest of that folder is the task's receipt: it holds the sha256 of the
+input, the settings, the sha256 of the outputs, the counts and the version of the format. A task whose receipt proves
+that it is done is skipped, so you can run a command again after a kill, and it does only what is missing:
 
     tasks = [Task("words", file, sha256_of_file, parts / file.name, {"lower": True}) for file in files]
     for task, counts in zip(tasks, run_tasks(count_words, tasks, workers, "counting words"), strict=True): ...
 
-with `count_words(source, folder, settings) -> counts`, an importable function of its arguments alone. An element of a
-job array does its share and ends with ShareDone; the command without `--part` finds all receipts and finishes:
+Here `count_words(source, folder, settings) -> counts` is a function that can be imported and depends on its arguments
+alone. An element of a job array does its share of the tasks and ends with ShareDone. Afterwards the same command
+without `--part` finds all receipts and finishes the work:
 
     tasks = share_of(tasks, workers)
     if isinstance(workers, JobArray):
-        run_tasks(...)  # raises
+        run_tasks(...)  # raises ShareDone
 """
 
 import multiprocessing
@@ -36,14 +37,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.common.files import VERSIONS, ShareDone, TasksFailed, UserError, read_manifest, verify_files, write_manifest
 
-ATTEMPTS = 3  # of a task whose worker dies
+ATTEMPTS = 3  # at a task whose worker dies
 Work = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
 Outcome = dict[str, Any] | str  # the counts, or why the task failed
 
 
 @dataclass(frozen=True)
 class JobArray:
-    """One element of a job array on a shared folder: it does every so-manieth task, in this process."""
+    """One element of a job array on a shared folder. It does its share of the tasks in this process."""
 
     element: int  # from 1
     elements: int
@@ -51,36 +52,36 @@ class JobArray:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster whose machines share the folders and have this program installed."""
+    """A Ray cluster. Its machines share the folders and have this program installed."""
 
     address: str  # as `ray start` printed it, or "auto"
 
 
-Workers = int | JobArray | Cluster  # an int: so many local processes
+Workers = int | JobArray | Cluster  # an int: the number of local processes
 Item = TypeVar("Item")
 
 
 def share_of(items: list[Item], workers: Workers) -> list[Item]:
-    """What is to be done here: all, or the share of an element of a job array."""
+    """The items to work on here: every `elements`-th one for an element of a job array, otherwise all."""
     return items[workers.element - 1 :: workers.elements] if isinstance(workers, JobArray) else items
 
 
 @dataclass(frozen=True)
 class Task:
-    """One input file and the folder that is made of it."""
+    """One input file and the folder that is made from it."""
 
     kind: str  # as in files.VERSIONS
     source: Path
     sha256: str  # of the source
     folder: Path
-    settings: dict[str, Any]  # JSON: all that the result depends on besides the source
+    settings: dict[str, Any]  # JSON: everything besides the source that the result depends on
 
 
 def run_tasks(work: Work, tasks: list[Task], workers: Workers, title: str) -> list[dict[str, Any]]:
-    """`work(source, folder, settings)` for each task without a receipt. Returns the counts of all.
+    """Call `work(source, folder, settings)` for each task without a receipt. Returns the counts of every task.
 
-    A worker that dies has its task done again by another, ATTEMPTS times. Raises TasksFailed, which names each task
-    that failed and why, after all others are done; ShareDone instead of returning in a job array.
+    If a worker dies, another one does its task again; a task has ATTEMPTS attempts. Raises TasksFailed, which names
+    each failed task and the reason, after all others are done. In a job array it raises ShareDone instead of returning.
     """
     outcomes: dict[int, Outcome] = {}
     if isinstance(workers, Cluster):
@@ -102,7 +103,7 @@ def run_tasks(work: Work, tasks: list[Task], workers: Workers, title: str) -> li
 
 
 def perform(work: Work, task: Task) -> Outcome:
-    """Do one task, unless its receipt proves it done."""
+    """Do one task unless its receipt proves it done. Returns its counts, or the reason why it failed."""
     request = {"source": task.source.name, "sha256": task.sha256, "settings": task.settings}
     try:
         receipt = read_manifest(task.folder, task.kind)
@@ -110,7 +111,7 @@ def perform(work: Work, task: Task) -> Outcome:
             verify_files(task.folder, receipt)
             return receipt["counts"]
     except UserError:
-        pass  # not done, or damaged since
+        pass  # it is not done, or was damaged since
     try:
         shutil.rmtree(task.folder, ignore_errors=True)
         task.folder.mkdir(parents=True)
@@ -127,48 +128,67 @@ def _in_this_process(work: Work, tasks: list[Task]) -> Iterator[tuple[int, Outco
 
 
 def _in_processes(work: Work, tasks: list[Task], processes: int) -> Iterator[tuple[int, Outcome]]:
-    context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks of pyarrow
-    waiting = deque((index, 1) for index in range(len(tasks)))
-    idle: list[tuple[Any, Connection]] = []
-    busy: dict[Any, tuple[Any, int, int]] = {}
+    waiting = deque((index, 1) for index in range(len(tasks)))  # (task, number of the attempt)
+    idle: list[_Worker] = []
+    busy: dict[Connection, tuple[_Worker, int, int]] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < processes:
-                process, connection = idle.pop() if idle else _start_worker(context, work)
+                worker = idle.pop() if idle else _Worker(work)
                 index, attempt = waiting.popleft()
-                try:
-                    connection.send(tasks[index])
-                    busy[connection] = (process, index, attempt)
-                except BrokenPipeError:  # it died idle
+                if worker.send(tasks[index]):
+                    busy[worker.connection] = worker, index, attempt
+                else:  # it died while it was idle
                     waiting.appendleft((index, attempt))
             for connection in wait(list(busy)):
-                process, index, attempt = busy.pop(connection)
-                try:
-                    yield index, connection.recv()  # type: ignore[union-attr]
-                    idle.append((process, connection))  # type: ignore[arg-type]
-                except (EOFError, OSError):
-                    process.join()
-                    if attempt < ATTEMPTS:
-                        waiting.append((index, attempt + 1))
-                    else:
-                        yield index, f"{tasks[index].source}: its worker died {ATTEMPTS} times (killed, out of memory?)"
+                worker, index, attempt = busy.pop(connection)  # type: ignore[arg-type]
+                if (outcome := worker.receive()) is not None:
+                    idle.append(worker)
+                    yield index, outcome
+                elif attempt < ATTEMPTS:
+                    waiting.append((index, attempt + 1))
+                else:
+                    yield index, f"{tasks[index].source}: its worker died {ATTEMPTS} times (killed, out of memory?)"
     finally:
-        for process in [process for process, *_ in [*idle, *busy.values()]]:
-            process.kill()
-            process.join()
+        for worker in [*idle, *(worker for worker, *_ in busy.values())]:
+            worker.kill()
 
 
-def _start_worker(context: Any, work: Work) -> tuple[Any, Connection]:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work))
-    process.start()
-    theirs.close()
-    return process, ours
+class _Worker:
+    """A local process that does one task after another, until it is killed."""
+
+    def __init__(self, work: Work) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would copy the locks of pyarrow's threads
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, work))
+        self._process.start()
+        theirs.close()
+
+    def send(self, task: Task) -> bool:
+        """Give it a task. False if the process is dead."""
+        try:
+            self.connection.send(task)
+        except BrokenPipeError:
+            self._process.join()
+            return False
+        return True
+
+    def receive(self) -> Outcome | None:
+        """Wait for the outcome of its task. None if the process died."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            return None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """A worker: takes tasks until it is killed. It ends with its parent, so that a next run writes alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    """What a worker's process runs. It ends with its parent, so that the next command writes alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = multiprocessing.parent_process()
     assert parent
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -183,7 +203,7 @@ def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tup
     except ImportError:
         raise UserError("--cluster: Ray is not installed; pip install 'biogpt-pretrain[cluster]'") from None
     _connect(ray, cluster.address)
-    remote = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # a worker or machine that dies has its task done again
+    remote = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # done again if a worker or machine dies
     pending = {}
     for index, task in enumerate(tasks):
         there = replace(task, source=task.source.absolute(), folder=task.folder.absolute())
@@ -199,7 +219,7 @@ def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tup
 
 
 def _connect(ray: Any, address: str) -> None:
-    """Join a cluster; UserError where none answers. Ray alone would try for three minutes and end the process."""
+    """Join a cluster. UserError if none answers; Ray alone would try for three minutes and then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdigit():
@@ -211,7 +231,7 @@ def _connect(ray: Any, address: str) -> None:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr on a terminal, else a plain line when done. Yields the function that advances it."""
+    """Show a bar on stderr on a terminal, otherwise one line at the end. Yields the function that advances it."""
     if not sys.stderr.isatty():
         yield lambda: None
         print(f"{title}: {total} of {total}", file=sys.stderr)

@@ -1,52 +1,67 @@
-"""What is done to a text and which records stay: rules with names, a switch each, a count each in the manifest.
+"""Cleaning rules: functions that change titles and abstracts while pass one reads a file.
 
-Cleaning rules change titles and abstracts while a file is read; a record counts for a rule that changed it. Filters
-decide on a record when the newest version of each PMID is known; it counts for the first that drops it.
+Every rule has a name, a version, and a switch of the same name in the section `[corpus]`. The manifest of a corpus
+counts the records that each rule changed.
+
+To add a rule, write its function, list it at the end of RULES and give it a switch in CleaningSettings, all in this
+file. Then add its tests and its pinned hash to tests/data/corpus/test_cleaning.py.
+
+To change what a rule does, raise its version in RULES. Receipts and manifests record the versions, so parts made with
+the older version are made again, and a corpus made with it is not taken for one made with the newer.
 """
 
 import html.entities
 import re
 import unicodedata
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from pydantic import BeforeValidator, Field
+import numpy as np
 
 from data.archive.medline import one_line
-from data.common.files import UserError
-from data.common.settings import Section, override, read_toml, validate
+from data.common.settings import Section
+
+
+class Rule(NamedTuple):
+    """A cleaning rule."""
+
+    name: str
+    """The name of its switch in `[corpus]` and of its count in the manifest."""
+    version: int
+    """From 1. Raise it whenever the rule gives another result for any text."""
+    apply: Callable[[str], str]
+    """Returns the cleaned text. It need not collapse the spaces that it leaves: `clean` does."""
+
+
+# HTML entities. They stand in PubMed where a publisher escaped a text that NLM escaped again.
 
 ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
-FILLER_LABEL = re.compile(r"(?<!\S)(?:UNLABELLED|UNASSIGNED): ?")
-TRUNCATED = re.compile(r" ?\(ABSTRACT TRUNCATED(?: AT [0-9]+ WORDS)?\)")
-# After the end of a sentence or at the start: a mark, perhaps a name, a year, and at most 250 characters to the end.
-COPYRIGHT = re.compile(
-    r"(?:^|(?<=[.!?)\]]))\s*\(?(?:PsycINFO Database Record )?(?:Copyright(?: ?©| ?\(c\))?|©|\(c\)),? ?"
-    r"(?:by )?(?:the authors?(?:\(s\))?,? |[A-Z]\w+ )?(?:19|20)\d\d\b.{0,250}$",
-    re.IGNORECASE,
-)
-COPYRIGHT_TAIL = 330  # characters: where such a notice begins
 
 
 def unescape_entities(text: str) -> str:
-    """`&amp;lt;` in XML is `&lt;` in the text, and < was meant. HTML's names; of others nothing is changed."""
+    """Replace HTML's entities by their characters: `&amp;lt;` in XML arrives as `&lt;`, and `<` was meant.
+
+    An entity whose name HTML does not know stays as it is.
+    """
     if "&" in text:
-        for _ in range(3):  # escaped thrice is the most that was seen
+        for _ in range(3):  # escaped three times is the most that was seen
             text = ENTITY.sub(_unescape, text)
     return text
 
 
 def _unescape(found: re.Match[str]) -> str:
-    """html.unescape alone would take &degrees; for &deg; and "rees;"."""
+    """The character of one entity. html.unescape alone would read `&degrees;` as `&deg;` and "rees;"."""
     entity = found[0]
     return html.unescape(entity) if entity[1] == "#" else html.entities.html5.get(entity[1:], entity)
 
 
-def drop_control_characters(text: str) -> str:
-    """Unicode's category C: control and zero-width characters, soft hyphens, private use. Joins what they parted.
+# Control characters
 
-    Those that are white space (line feeds, tabs) become a space.
+
+def drop_control_characters(text: str) -> str:
+    """Drop Unicode's category C: control and zero-width characters, soft hyphens, private use.
+
+    Those that are white space (line feeds, tabs) become a space. What stood on both sides of the others is joined.
     """
     if text.isprintable():
         return text
@@ -54,138 +69,124 @@ def drop_control_characters(text: str) -> str:
     return text.translate(dropped) if dropped else text
 
 
+# NLM's filler labels
+
+FILLER_LABEL = re.compile(r"(?<!\S)(?:UNLABELLED|UNASSIGNED): ?")
+
+
 def drop_filler_labels(text: str) -> str:
-    """NLM's fillers for a section without a label: UNLABELLED, UNASSIGNED."""
+    """Drop the labels that NLM gives to a section without one: UNLABELLED and UNASSIGNED."""
     return FILLER_LABEL.sub("", text) if "UN" in text else text
 
 
+# NLM's truncation marks
+
+TRUNCATED = re.compile(r" ?\(ABSTRACT TRUNCATED(?: AT [0-9]+ WORDS)?\)")
+
+
 def drop_truncation_marks(text: str) -> str:
-    """(ABSTRACT TRUNCATED AT 250 WORDS), as NLM wrote up to 2000."""
+    """Drop marks like "(ABSTRACT TRUNCATED AT 250 WORDS)", which NLM wrote until 2000."""
     return TRUNCATED.sub("", text) if "(ABSTRACT TR" in text else text
 
 
+# Copyright notices
+
+# A notice starts the text or follows the end of a sentence. It has a mark, perhaps a name, then a year, and ends the
+# text within 250 characters.
+COPYRIGHT = re.compile(
+    r"(?:^|(?<=[.!?)\]]))\s*\(?(?:PsycINFO Database Record )?(?:Copyright(?: ?©| ?\(c\))?|©|\(c\)),? ?"
+    r"(?:by )?(?:the authors?(?:\(s\))?,? |[A-Z]\w+ )?(?:19|20)\d\d\b.{0,250}$",
+    re.IGNORECASE,
+)
+COPYRIGHT_TAIL = 330  # characters at the end of a text, in which such a notice begins
+
+
 def drop_copyright_tails(text: str) -> str:
-    """A notice at the end: a mark and a year, `Copyright 2003 S. Karger AG, Basel`."""
+    """Drop a copyright notice at the end, with a mark and a year: "Copyright 2003 S. Karger AG, Basel"."""
     tail = text[-COPYRIGHT_TAIL:].lower()
-    if not ("©" in tail or "(c)" in tail or "copyright" in tail):  # so it is with most, and quickly seen
+    if not ("©" in tail or "(c)" in tail or "copyright" in tail):  # most texts end here, without a regular expression
         return text
     found = COPYRIGHT.search(text, max(0, len(text) - COPYRIGHT_TAIL))
-    if not found or (found[0].lstrip()[:3].lower() == "(c)" and "(b)" in text[: found.start()]):  # (a), (b), (c)
+    if not found:
         return text
-    return text[: found.start()]
+    is_list_item = found[0].lstrip()[:3].lower() == "(c)" and "(b)" in text[: found.start()]  # (a), (b), (c)
+    return text if is_list_item else text[: found.start()]
 
 
-CLEANING: tuple[Callable[[str], str], ...] = (  # in this order: an entity may be a control character
-    unescape_entities,
-    drop_control_characters,
-    drop_filler_labels,
-    drop_truncation_marks,
-    drop_copyright_tails,
+# Rules are applied in this order: an entity may stand for a control character. The place of a rule is also its bit in
+# the column `cleaned` of parts, so add new rules at the end. To put one elsewhere, raise the version of "corpus part"
+# in data/common/files.py, so that all parts are made again.
+RULES = (
+    Rule("unescape_entities", version=1, apply=unescape_entities),
+    Rule("drop_control_characters", version=1, apply=drop_control_characters),
+    Rule("drop_filler_labels", version=1, apply=drop_filler_labels),
+    Rule("drop_truncation_marks", version=1, apply=drop_truncation_marks),
+    Rule("drop_copyright_tails", version=1, apply=drop_copyright_tails),
 )
 
 
-def _codes(given: Any) -> Any:
-    return tuple(given.split(",")) if isinstance(given, str) else given
+class CleaningSettings(Section):
+    """The switches of the cleaning rules in `[corpus]`."""
 
-
-class CorpusSection(Section):
-    """`[corpus]`: the switches of `biogpt corpus`. The defaults are the profile `clean`."""
-
-    profile: Literal["clean", "biogpt"] = "clean"
-    """biogpt: as far as is known what the model of 2022 saw. The keys below change single switches of it."""
-    title_and_abstract: bool = True
-    """Drop citations that lack either; otherwise one suffices."""
-    languages: Annotated[tuple[str, ...], BeforeValidator(_codes)] = ()
-    """Keep articles in these only, by NLM's codes ("eng,ger"); empty: all, whose abstracts in PubMed are English."""
-    first_year: int | None = Field(default=None, ge=1000, le=9999)
-    """Drop what was published earlier, or in no known year."""
-    last_year: int | None = Field(default=None, ge=1000, le=9999)
-    """Drop what was published later, or in no known year."""
-    minimum_words: int = Field(default=0, ge=0)
-    """Drop shorter texts, in words between spaces. PubMedBERT's was 128."""
-    drop_retracted: bool = True
-    text_column: str = "text"
-    """Of files that are not PubMed's."""
-    exclude_pmids: str = ""
-    """A file of PMIDs, one a line, that must not be trained on: those of your benchmarks. Nor are equal texts."""
-    drop_duplicates: bool = True
-    """Of texts that differ in case, white space, compatibility forms or ASCII punctuation at most, one stays."""
-    drop_near_duplicates: bool = False
-    """Of texts that have most runs of five words in common (Jaccard similarity 0.7 and more), one stays."""
     unescape_entities: bool = True
+    """Replace HTML entities by their characters: `&lt;` becomes `<`."""
     drop_control_characters: bool = True
+    """Drop control and zero-width characters, soft hyphens and private-use characters."""
     drop_filler_labels: bool = True
+    """Drop NLM's labels of sections without a label: UNLABELLED, UNASSIGNED."""
     drop_truncation_marks: bool = True
+    """Drop NLM's marks of shortened abstracts: (ABSTRACT TRUNCATED AT 250 WORDS)."""
     drop_copyright_tails: bool = True
+    """Drop a copyright notice at the end of a text."""
 
 
-CLEAN = CorpusSection()
-PROFILES: dict[str, dict[str, Any]] = {
-    "clean": {},
-    "biogpt": {  # PubMed before 2021; junk was kept, but no character of category C occurs
-        "last_year": 2020,
-        "drop_retracted": False,
-        "drop_duplicates": False,
-        "unescape_entities": False,
-        "drop_filler_labels": False,
-        "drop_truncation_marks": False,
-        "drop_copyright_tails": False,
-    },
-}
+# Receipts and manifests have always recorded these as false where they are off. Later rules are recorded only where
+# they are on, so that a new rule that is off leaves finished work valid.
+RECORDED_WHEN_OFF = frozenset(
+    {
+        "unescape_entities",
+        "drop_control_characters",
+        "drop_filler_labels",
+        "drop_truncation_marks",
+        "drop_copyright_tails",
+    }
+)
 
 
-def load_corpus_settings(path: Path | None, overrides: list[str] | tuple[str, ...] = ()) -> CorpusSection:
-    """The section [corpus] of a TOML file (None: defaults) with `corpus.key=value` over it, over its profile."""
-    source = str(path or "biogpt corpus")
-    try:
-        settings = read_toml(path) if path else {}
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file of settings") from None
-    override(settings, overrides, source)
-    given = validate(_Root, settings, source).corpus
-    return validate(CorpusSection, PROFILES[given.profile] | given.model_dump(exclude_unset=True), source)
+def cleaning_switches(settings: CleaningSettings) -> dict[str, bool | int]:
+    """Rule name -> `switch_value`, as receipts and manifests record it and `clean` takes it."""
+    switches = {rule.name: switch_value(rule, getattr(settings, rule.name)) for rule in RULES}
+    return {name: value for name, value in switches.items() if value or name in RECORDED_WHEN_OFF}
 
 
-class _Root(Section):
-    corpus: CorpusSection = CorpusSection()
+def switch_value(rule: Rule, on: bool) -> bool | int:
+    """False for a rule that is off, otherwise its version, where True stands for version 1.
+
+    Receipts and manifests held only true and false before rules had versions. A rule of version 1 is still recorded as
+    true, so finished work of that time stays valid.
+    """
+    if not on:
+        return False
+    return True if rule.version == 1 else rule.version
 
 
-def cleaning_switches(settings: CorpusSection) -> dict[str, bool]:
-    """The switches of the cleaning rules: all that a corpus part depends on."""
-    return {rule.__name__: getattr(settings, rule.__name__) for rule in CLEANING}
+def clean(text: str, switches: Mapping[str, bool | int]) -> tuple[str, int]:
+    """Apply the rules that are on. Returns the text and a number with a bit for each rule that changed it.
 
-
-def clean(text: str, switches: dict[str, bool]) -> tuple[str, int]:
-    """The text after the rules that are on, and a bit for each that changed it, in the order of CLEANING."""
+    switches: those of `cleaning_switches`; a rule that is missing in them is off. Bit 0 belongs to the first of RULES.
+    The white space of a text that changed is collapsed again.
+    """
     changed = 0
-    for bit, rule in enumerate(CLEANING):
-        if switches[rule.__name__]:
-            cleaned = rule(text)
+    for bit, rule in enumerate(RULES):
+        if switches.get(rule.name):
+            cleaned = rule.apply(text)
             if cleaned != text:
                 text, changed = cleaned, changed | 1 << bit
     return one_line(text) if changed else text, changed
 
 
-def folded(text: str) -> str:
-    """Compatibility forms and case are one."""
-    return unicodedata.normalize("NFKC", text).casefold()
-
-
-def normalised(text: str) -> bytes:
-    """What equal texts have in common: compatibility forms and case folded; no white space, no ASCII punctuation."""
-    return folded(text).encode().translate(None, IGNORED)
-
-
-IGNORED = bytes(code for code in range(128) if not chr(code).isalnum())
-
-
-def read_pmids(path: Path) -> list[int]:
-    """PMIDs, one a line; UserError names a line that is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"corpus.exclude_pmids = {str(path)!r}: cannot be read ({error})") from None
-    for line in lines:
-        if not re.fullmatch("[0-9]{1,18}", line):
-            raise UserError(f"{path}: {line!r} is no PMID; one a line")
-    return [int(line) for line in lines]
+def changed_type() -> np.dtype:
+    """The smallest unsigned integer type with a bit for each rule: uint8 for up to 8 rules, uint64 for up to 64."""
+    if len(RULES) > 64:
+        raise ValueError(f"{len(RULES)} cleaning rules, but a part's column `cleaned` has at most 64 bits")
+    return np.min_scalar_type((1 << len(RULES)) - 1)

@@ -32,14 +32,14 @@ class TokenStream:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as int64, cut at the stream's end; the token before the first is `</s>`."""
-        pieces = [np.full(1 if start < 0 else 0, EOS_ID)]
+        parts = [np.full(1 if start < 0 else 0, EOS_ID)]
         start = max(start, 0)
         index = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < min(stop, len(self)):
             first, last = int(self._starts[index]), int(self._starts[index + 1])
-            pieces.append(self._shards[index].tokens[start - first : min(stop, last) - first])
+            parts.append(self._shards[index].tokens[start - first : min(stop, last) - first])
             start, index = last, index + 1
-        return np.concatenate(pieces).astype(np.int64)
+        return np.concatenate(parts).astype(np.int64)
 
 
 class TrainingBlocks:

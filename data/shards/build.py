@@ -1,8 +1,8 @@
-"""Corpus + tokenizer -> shards: token files in an order that is a hash of the PMID, each document ending in `</s>`.
+"""Corpus + tokenizer -> shards: files of tokens, with documents in the order of a hash of the PMID.
 
-Each row group of the corpus's files is tokenized into a part (in parallel: small enough that all workers have work to
-the end), then the documents of all parts are gathered in their order.
-The tokenizer's files go along in `tokenizer/`, so that a run and its export need nothing else.
+Every document ends in `</s>`. First each row group of the corpus becomes a part, in parallel; row groups are small, so
+all workers have work until the end. Then the documents of all parts are gathered in order. The tokenizer's files are
+copied into `tokenizer/`, so that a run and its export need no other folder.
 """
 
 import shutil
@@ -22,14 +22,17 @@ from data.shards.indexed import IndexedTokens, write_index
 from data.text.ids import EOS_ID, UNK_ID
 from data.text.tokenizer import Tokenizer, tokenizer_files
 
-pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
+pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
 DOCUMENTS_PER_SHARD = 500_000
 
 
 def make_shards(
     corpus: Path, tokenizer: Path, out: Path, workers: Workers, splits: tuple[str, ...] = SPLITS
 ) -> dict[str, Any]:
-    """Tokenize the splits of `corpus` with the folder `tokenizer`; write the folder `out`, return its manifest."""
+    """Tokenize splits of `corpus` with the folder `tokenizer`. Writes the folder `out` and returns its manifest.
+
+    Raises UserError, which names a corpus or tokenizer that is missing or damaged, or an `out` made from other inputs.
+    """
     corpus_manifest = read_manifest(corpus, "corpus")
     files = [file for split in splits for file in split_files(corpus, corpus_manifest, split)]
     entries = {file.name: corpus_manifest["files"][file.name] for file in share_of(files, workers)}
@@ -40,20 +43,15 @@ def make_shards(
         "tokenizer": {name: sha256(tokenizer / name) for name in tokenizer_files(tokenizer)},
         "splits": list(splits),
     }
-    tasks = [
-        Task("shards part", corpus / name, entry["sha256"], parts / f"{Path(name).stem}-{group:04d}", {
-            "tokenizer": request["tokenizer"], "row_group": group
-        })
-        for name, entry in entries.items()
-        for group in range(pq.read_metadata(corpus / name).num_row_groups)
-    ]  # fmt: skip
+    tasks = _part_tasks(corpus, entries, request["tokenizer"], parts)
     work = partial(tokenize_rows, tokenizer.absolute())
+    tokenize = partial(run_tasks, work, tasks, workers, "shards: tokenizing")
     if isinstance(workers, JobArray):
-        run_tasks(work, tasks, workers, "shards: tokenizing")
+        tokenize()  # raises ShareDone
 
     def fill(folder: Path) -> dict[str, Any]:
-        done = run_tasks(work, tasks, workers, "shards: tokenizing")
-        _load.cache_clear()  # where this process was the worker
+        done = tokenize()
+        _load.cache_clear()  # this process may have been the worker
         counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
         for split in splits:
             of_split = [index for index, task in enumerate(tasks) if task.source.name.startswith(f"{split}-")]
@@ -69,14 +67,27 @@ def make_shards(
     return manifest
 
 
+def _part_tasks(corpus: Path, entries: dict[str, Any], tokenizer: dict[str, str], parts: Path) -> list[Task]:
+    """A task for each row group of each file. entries: of the corpus's manifest; tokenizer: its files' sha256."""
+    tasks = []
+    for name, entry in entries.items():
+        for group in range(pq.read_metadata(corpus / name).num_row_groups):
+            folder, settings = parts / f"{Path(name).stem}-{group:04d}", {"tokenizer": tokenizer, "row_group": group}
+            tasks.append(Task("shards part", corpus / name, entry["sha256"], folder, settings))
+    return tasks
+
+
 @lru_cache(maxsize=1)
 def _load(tokenizer: Path, hashes: str) -> Tokenizer:
-    """A worker's tokenizer: it remembers words from task to task. hashes: of its files, which may have changed."""
+    """The tokenizer of this process, which remembers fragments from task to task.
+
+    hashes: those of its files, so that a changed tokenizer is loaded again.
+    """
     return Tokenizer(tokenizer)
 
 
 def tokenize_rows(tokenizer: Path, file: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A row group of a corpus file -> a part in its order, and its PMIDs beside it. Returns counts."""
+    """Tokenize a row group of a corpus file into a part, in its order, with its PMIDs. Returns the unknown tokens."""
     part, loaded = folder / "part", _load(tokenizer, str(settings["tokenizer"]))
     rows = pq.ParquetFile(file).read_row_group(settings["row_group"], columns=["pmid", "text"])
     text = rows["text"].combine_chunks()
@@ -89,20 +100,21 @@ def tokenize_rows(tokenizer: Path, file: Path, folder: Path, settings: dict[str,
 
 
 def _gather(folder: Path, split: str, part_paths: list[Path]) -> dict[str, int]:
-    """Write the shards of a split from its parts, documents in the order of their PMIDs' hash. Returns counts.
+    """Write the shards of a split from its parts, in the order of the PMIDs' hashes. Returns counts.
 
-    A split without documents has no shard: readers that map files, Megatron's too, cannot map an empty one.
+    A split without documents has no shard: readers that map files, such as Megatron's, cannot map an empty one.
     """
     if not part_paths:
         return {"documents": 0, "tokens": 0, "text_bytes": 0, "shards": 0}
     parts = [IndexedTokens(path) for path in part_paths]
     pmids = np.concatenate([np.load(path.with_name(path.name + ".pmids.npy")) for path in part_paths])
-    part_of = np.repeat(np.arange(len(parts)), [len(part.lengths) for part in parts])
+    order = np.argsort(mix64(pmids, salt=1), kind="stable")
     lengths = np.concatenate([part.lengths for part in parts]).astype(np.int64)
     text_bytes = np.concatenate([part.text_bytes for part in parts])
-    ends = np.concatenate([np.cumsum(part.lengths, dtype=np.int64) for part in parts])
-    views: list[Any] = [memoryview(part.tokens) for part in parts]  # type: ignore  # slices far cheaper than a memmap's
-    order = np.argsort(mix64(pmids, salt=1), kind="stable")
+    part_of = np.repeat(np.arange(len(parts)), [len(part.lengths) for part in parts])
+    ends = np.concatenate([np.cumsum(part.lengths, dtype=np.int64) for part in parts])  # of documents, in their parts
+    # Slices of a memoryview are far cheaper than slices of a memory map.
+    views: list[Any] = [memoryview(part.tokens) for part in parts]  # type: ignore[arg-type]
     shards = range(0, len(order), DOCUMENTS_PER_SHARD)
     with progress(f"shards: writing {split}", len(shards)) as advance:
         for index, start in enumerate(shards):

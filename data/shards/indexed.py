@@ -1,10 +1,10 @@
-"""Megatron-LM's indexed dataset: `.bin` holds raw tokens, `.idx` where each document's begin.
+"""Megatron-LM's indexed dataset: `.bin` holds the tokens, `.idx` says where those of each document begin.
 
     .idx = b"MMIDIDX\\0\\0", <Q version 1, <B dtype code, <Q sequences, <Q documents,
            int32 lengths (tokens), int64 offsets (bytes), int64 document index (sequences before each document)
 
-One document is one sequence here. Beside them stands `.bytes.npy`, the UTF-8 bytes of each document's text (int32),
-from which bits per byte are counted. Format: megatron/core/datasets/indexed_dataset.py.
+Here every document is one sequence. A third file, `.bytes.npy`, holds the number of UTF-8 bytes of each document's
+text (int32), from which bits per byte are computed. The format is that of megatron/core/datasets/indexed_dataset.py.
 """
 
 import struct
@@ -22,7 +22,7 @@ CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 def write_index(prefix: Path, dtype: np.dtype, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
     """Write `prefix.idx` and `prefix.bytes.npy` for the documents of `prefix.bin`.
 
-    lengths: tokens of each document; text_bytes: UTF-8 bytes of each document's text.
+    lengths: the number of tokens of each document; text_bytes: the number of UTF-8 bytes of each document's text.
     """
     offsets = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1] * dtype.itemsize, out=offsets[1:])
@@ -36,7 +36,11 @@ def write_index(prefix: Path, dtype: np.dtype, lengths: np.ndarray, text_bytes: 
 
 
 class IndexedTokens:
-    """Reader of one shard, all in memory maps. `tokens` are those of all documents, one after the other."""
+    """One shard as memory maps.
+
+    tokens: those of all documents, one document after another; lengths: the number of tokens of each document;
+    text_bytes: the number of UTF-8 bytes of each document's text. Raises UserError, which names a damaged file.
+    """
 
     def __init__(self, prefix: Path) -> None:
         index = prefix.with_name(prefix.name + ".idx")
@@ -44,7 +48,7 @@ class IndexedTokens:
         start = len(MAGIC) + struct.calcsize("<QBQQ")
         head = content[:start].tobytes()
         if head[: len(MAGIC)] != MAGIC or len(head) < start:
-            raise UserError(f"{index}: not a Megatron index")
+            raise UserError(f"{index}: not a Megatron index; make the shards again")
         version, code, sequences, documents = struct.unpack_from("<QBQQ", head, len(MAGIC))
         if version != 1 or code not in DTYPES or len(content) != start + 12 * sequences + 8 * documents:
             raise UserError(f"{index}: damaged Megatron index; make the shards again")
@@ -52,7 +56,9 @@ class IndexedTokens:
         data = prefix.with_name(prefix.name + ".bin")
         dtype = np.dtype(DTYPES[code])
         if data.stat().st_size != int(self.lengths.sum()) * dtype.itemsize:
-            raise UserError(f"{data}: {data.stat().st_size} bytes, but {index.name} tells of another size")
-        # An empty file cannot be mapped.
+            raise UserError(
+                f"{data}: {data.stat().st_size} bytes, but {index.name} lists another number; make the shards again"
+            )
+        # An empty file cannot be memory-mapped.
         self.tokens = np.memmap(data, dtype, "r") if data.stat().st_size else np.zeros(0, dtype)
         self.text_bytes = np.load(prefix.with_name(prefix.name + ".bytes.npy"), mmap_mode="r")

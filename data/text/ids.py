@@ -1,4 +1,4 @@
-"""Special tokens and the integer type of ids: all that a training rank needs to know of the text path."""
+"""Special tokens, and the integer type of ids: all that a training rank needs to know of the text path."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(len(SPECIAL_TOKENS))
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """uint16 up to a vocabulary of 65,535, else int32.
+    """The integer type of ids: uint16 for a vocabulary of up to 65,535, otherwise int32.
 
-    Of 4-byte integers the shards' format has no other: Megatron's dtype codes know no uint32, and its readers refuse a
-    code that they do not know. Ids are never negative and far below 2**31, so the bytes are the same.
+    int32 is the only 4-byte integer of the shards' format: Megatron's dtype codes have no uint32, and its readers
+    refuse an unknown code. Ids are never negative and far below 2**31, so their bytes are those of uint32.
     """
     return np.dtype(np.uint16 if vocabulary_size <= 65_535 else np.int32)

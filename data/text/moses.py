@@ -1,15 +1,18 @@
-"""Moses tokenization, exactly as `transformers.BioGptTokenizer` calls sacremoses: of a text, and of many in bulk.
+"""Moses tokenization exactly as `transformers.BioGptTokenizer` calls sacremoses, of one text and of many in bulk.
 
-Moses looks at one white-space separated word at a time, but for its edges. What a word's tokens are depends on
+Moses looks at one word between white space at a time. The tokens of a word depend on its neighbours in three cases:
 
-- the class of the next word's first character, where it ends in a full stop (is it the end of a sentence?),
-- whether it is the last of the text, where it ends in an apostrophe,
-- whether it is the first of the text, where it begins with an apostrophe or a comma;
+- It ends in a full stop. Then the class of the next word's first character decides whether the sentence ends.
+- It ends in an apostrophe. Then it matters whether the word is the last of the text.
+- It begins with an apostrophe or a comma. Then it matters whether the word is the first of the text.
 
-and where a word ends and the next begins with an apostrophe, Moses lets the first take the space from the second. So
-`take_apart` cuts texts into pieces: words, with a neighbour where it matters ("vs.\\na" is "vs." before a lower-case
-letter). A text in which apostrophes meet so, or which has control characters (Moses deletes them), is a piece as a
-whole. Equal pieces have equal tokens, so each need be tokenized once only.
+In a fourth case, two words share a space: one ends and the next begins with an apostrophe, and the rule for the first
+consumes the space that the rule for the second needs.
+
+So `take_apart` cuts texts into fragments. Most fragments are words. Where a neighbour matters, the fragment holds the
+word and a stand-in for the neighbour: "vs.\\na" is "vs." before a lower-case letter. A text of the fourth case, or with
+control characters (which Moses deletes), is one fragment as a whole. Equal fragments have equal tokens, so each
+distinct fragment is tokenized only once.
 """
 
 import re
@@ -25,21 +28,23 @@ import pyarrow as pa
 import pyarrow.compute
 from sacremoses import MosesTokenizer
 
-pc: Any = pyarrow.compute  # its functions are made at run time: pyright knows them not
-BEFORE = ("", "A\n")  # neighbours that a piece may have: words have no line feed
+pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
+BEFORE = ("", "A\n")  # stand-ins for a neighbour in a fragment; words hold no line feed
 AFTER = ("", "\na", "\n0", "\nA")
-BATCH_BYTES = 16_000_000  # of text, that are worked on together
-PIECES_TOGETHER = 10_000
-SEPARATOR = "\ue000"  # neither letter nor digit: it stands apart, and what is beside it is as beside a space
+BATCH_BYTES = 16_000_000  # of text that is taken apart at once
+FRAGMENTS_AT_ONCE = 10_000  # given to sacremoses as one text
+SEPARATOR = "\ue000"  # neither letter nor digit: Moses makes it a token, and its neighbours are as beside a space
 CONTROL = r"[\x00-\x08\x0e-\x1b]"
-WHITE_SPACE = "[\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # but for the space itself
-# Moses must see that such a piece is first or last in its text, or it holds what would separate it from others.
+WHITE_SPACE = "[\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # except the space itself
+# Fragments that cannot be tokenized with others: Moses must see that they are first or last in their text, or they hold
+# the separator or a control character.
 ALONE = re.compile(rf"^,|['{SEPARATOR}]|{CONTROL}")
+# Bits of what matters at the edges of a word
 STOP, APOSTROPHE_LAST, APOSTROPHE_FIRST, COMMA_FIRST, LOWER_FIRST, DIGIT_FIRST, BLANK, JUNK = (1 << n for n in range(8))
 
 
 class _Padding(dict[int, str]):
-    """sacremoses' first rule, space around each of many characters, as a table that grows with the characters met."""
+    """sacremoses' first rule, which puts spaces around many characters, as a table of the characters met so far."""
 
     def __init__(self, pattern: re.Pattern[str]) -> None:
         super().__init__()
@@ -54,7 +59,10 @@ class _Padding(dict[int, str]):
 
 
 class _Moses(MosesTokenizer):
-    """sacremoses, several times as fast: rules are said in a cheaper way, none is tried that cannot apply."""
+    """sacremoses, several times as fast. Some rules have a cheaper form, and rules that cannot apply are left out.
+
+    apostrophes: whether the text has any; if not, the rules for them are left out.
+    """
 
     def __init__(self, apostrophes: bool) -> None:
         super().__init__(lang="en")
@@ -71,7 +79,7 @@ class _Moses(MosesTokenizer):
         return not self._alpha.isdisjoint(text)
 
     def handles_nonbreaking_prefixes(self, text: str) -> str:
-        """What sacremoses does, for each token that ends in a full stop and the first character of the next."""
+        """sacremoses' method, called only for a token that ends in a full stop, with the next character."""
         tokens = text.split()
         for index, (token, following) in enumerate(pairwise([*tokens, "."])):
             if token[-1] == ".":
@@ -85,21 +93,21 @@ def _moses(apostrophes: bool) -> _Moses:
 
 
 def _tokens(text: str) -> str:
-    """The Moses tokens of a text, with spaces between."""
+    """The Moses tokens of a text, joined by spaces."""
     options = {"aggressive_dash_splits": True, "return_str": True, "escape": True}
-    return _moses("'" in text).tokenize(text, **options)  # type: ignore[return-value]  # a string with return_str
+    return _moses("'" in text).tokenize(text, **options)  # type: ignore[return-value]  # return_str makes it a string
 
 
 def tokenize(text: str) -> list[str]:
     """The Moses tokens of a text: aggressive dash splits, escaped (`&`, `<`, `[` ... become `&amp;` ...).
 
-    No token holds white space. Text that looks like a special token ("</s>") comes out as plain escaped pieces.
+    No token holds white space. Text that looks like a special token ("</s>") becomes several escaped tokens.
     """
     return _tokens(text).split()
 
 
 def batches(texts: pa.Array) -> Iterator[pa.Array]:
-    """Consecutive slices of an array of strings, of some BATCH_BYTES each."""
+    """Consecutive slices of an array of strings, of about BATCH_BYTES each and at least one string."""
     ends = np.cumsum(pc.binary_length(texts).to_numpy(), dtype=np.int64)
     start = done = 0
     while start < len(texts):
@@ -109,19 +117,19 @@ def batches(texts: pa.Array) -> Iterator[pa.Array]:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Texts, taken apart."""
+class Fragments:
+    """Texts that were taken apart."""
 
     distinct: list[str]
-    """The pieces: most stand here once, some twice, and some that no text has."""
+    """The fragments. A few are listed twice, and a few occur in no text."""
     codes: np.ndarray
-    """Of every piece of all texts in order, its index in `distinct`; int32."""
+    """The index in `distinct` of every fragment of all texts, in order; int32."""
     ends: np.ndarray
-    """Of every text, the index in `codes` after its last piece; int64."""
+    """For every text the index in `codes` after its last fragment; int64."""
 
 
-def take_apart(texts: pa.Array) -> Pieces:
-    """The pieces of texts (strings without nulls). No Python runs per word."""
+def take_apart(texts: pa.Array) -> Fragments:
+    """Cut texts (strings without nulls) into fragments. No Python code runs for each word, only for distinct ones."""
     words, ends = _split(texts)
     encoded = words.dictionary_encode()
     vocabulary = pc.utf8_trim(pc.replace_substring_regex(encoded.dictionary, WHITE_SPACE, " "), " ")
@@ -133,23 +141,23 @@ def take_apart(texts: pa.Array) -> Pieces:
     last[ends[ends > 0] - 1] = True
     _add_neighbours(codes, distinct, edges, last)
     junk = np.flatnonzero(edges & JUNK)
-    met = np.flatnonzero((edges[:-1] & APOSTROPHE_LAST > 0) & (edges[1:] & APOSTROPHE_FIRST > 0) & ~last[:-1])
-    whole = np.unique(np.searchsorted(ends, np.append(junk, met), "right"))
-    pieces = Pieces(distinct, codes, ends)
-    return _with_whole_texts(texts, whole, pieces) if len(whole) else pieces
+    meeting = np.flatnonzero((edges[:-1] & APOSTROPHE_LAST > 0) & (edges[1:] & APOSTROPHE_FIRST > 0) & ~last[:-1])
+    whole = np.unique(np.searchsorted(ends, np.append(junk, meeting), "right"))
+    fragments = Fragments(distinct, codes, ends)
+    return _with_whole_texts(texts, whole, fragments) if len(whole) else fragments
 
 
 def _split(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """What stands between spaces in texts, with some of the spaces, and for each text the index after its last.
+    """Cut texts at spaces. Returns the words and, for each text, the index after its last word.
 
-    All are slices of one buffer: none is copied. Other white space than the space is left in them, for here is what
-    costs: words are looked at when each stands once.
+    The words are slices of the texts' own buffer, so nothing is copied. They still hold the spaces after them and all
+    other white space, because a look at every word would be expensive. `take_apart` cleans each distinct word once.
     """
     texts = pc.utf8_trim(texts, " ")
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[: offsets[-1]]
     is_end = content == ord(" ")
-    is_end[1:] &= content[:-1] != ord(" ")  # further spaces go with the next word
+    is_end[1:] &= content[:-1] != ord(" ")  # of several spaces the first ends the word; the others begin the next
     is_end[offsets[1:][np.diff(offsets) > 0] - 1] = True
     word_ends = np.flatnonzero(is_end) + 1
     word_offsets = np.append(offsets[:1], word_ends).astype(np.int32)
@@ -158,7 +166,7 @@ def _split(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _edges(words: pa.Array) -> np.ndarray:
-    """Of each word, as bits, what its and its neighbours' tokens depend on; uint8."""
+    """For each word the bits of what its own and its neighbours' tokens depend on; uint8."""
     first = pc.utf8_slice_codeunits(words, 0, 1)
     edges = np.zeros(len(words), np.uint8)
     for bit, mask in (
@@ -176,7 +184,11 @@ def _edges(words: pa.Array) -> np.ndarray:
 
 
 def _add_neighbours(codes: np.ndarray, distinct: list[str], edges: np.ndarray, last: np.ndarray) -> None:
-    """Give the words whose tokens depend on a neighbour their codes: of pieces that have one, new in `distinct`."""
+    """Replace words whose tokens depend on a neighbour by fragments with a stand-in for it.
+
+    The new fragments are appended to `distinct`, and `codes` is changed to point to them. edges, last: for each word in
+    order its bits, and whether it is the last of its text.
+    """
     rows = np.flatnonzero(edges & (STOP | APOSTROPHE_LAST | APOSTROPHE_FIRST | COMMA_FIRST))
     edge, has_next, has_previous = edges[rows], ~last[rows], rows > 0
     has_previous[has_previous] = ~last[rows[has_previous] - 1]
@@ -199,34 +211,34 @@ def _add_neighbours(codes: np.ndarray, distinct: list[str], edges: np.ndarray, l
         distinct.append(BEFORE[here // len(AFTER)] + distinct[word] + AFTER[here % len(AFTER)])
 
 
-def _with_whole_texts(texts: pa.Array, whole: np.ndarray, pieces: Pieces) -> Pieces:
-    """The pieces, with one instead of many for each of the texts `whole`."""
-    starts = np.append(0, pieces.ends[:-1])
-    keep = np.ones(len(pieces.codes), bool)
+def _with_whole_texts(texts: pa.Array, whole: np.ndarray, fragments: Fragments) -> Fragments:
+    """Replace the fragments of some texts by one fragment for each. whole: the indices of these texts."""
+    starts, distinct, codes = np.append(0, fragments.ends[:-1]), fragments.distinct, fragments.codes
+    keep = np.ones(len(codes), bool)
     for index, text in zip(whole.tolist(), texts.take(pa.array(whole)).to_pylist(), strict=True):
-        keep[starts[index] + 1 : pieces.ends[index]] = False
-        pieces.codes[starts[index]] = len(pieces.distinct)
-        pieces.distinct.append(re.sub(r"\s+", " ", text))
-    return Pieces(pieces.distinct, pieces.codes[keep], np.append(0, np.cumsum(keep))[pieces.ends])
+        keep[starts[index] + 1 : fragments.ends[index]] = False
+        codes[starts[index]] = len(distinct)
+        distinct.append(re.sub(r"\s+", " ", text))
+    return Fragments(distinct, codes[keep], np.append(0, np.cumsum(keep))[fragments.ends])
 
 
-def count_pieces(texts: pa.Array) -> Counter[str]:
-    """How often each piece of texts occurs."""
-    pieces, counts = take_apart(texts), Counter()
-    for piece, count in zip(pieces.distinct, np.bincount(pieces.codes).tolist(), strict=False):
-        counts[piece] += count
+def count_fragments(texts: pa.Array) -> Counter[str]:
+    """How often each fragment occurs in texts (strings without nulls)."""
+    fragments, counts = take_apart(texts), Counter()
+    for fragment, count in zip(fragments.distinct, np.bincount(fragments.codes).tolist(), strict=False):
+        counts[fragment] += count
     return +counts
 
 
-def tokenize_pieces(pieces: list[str]) -> Iterator[list[str]]:
-    """The tokens of each piece: sacremoses reads nearly all of them together, with SEPARATOR between."""
-    for start in range(0, len(pieces), PIECES_TOGETHER):
-        some = pieces[start : start + PIECES_TOGETHER]
-        alone = [ALONE.search(piece) is not None for piece in some]
-        together = f" {SEPARATOR} ".join(piece for piece, by_itself in zip(some, alone, strict=True) if not by_itself)
+def tokenize_fragments(fragments: list[str]) -> Iterator[list[str]]:
+    """The Moses tokens of each fragment. sacremoses reads most fragments together, with SEPARATOR between them."""
+    for start in range(0, len(fragments), FRAGMENTS_AT_ONCE):
+        some = fragments[start : start + FRAGMENTS_AT_ONCE]
+        alone = [ALONE.search(fragment) is not None for fragment in some]
+        together = f" {SEPARATOR} ".join(each for each, by_itself in zip(some, alone, strict=True) if not by_itself)
         results = iter(_tokens(together).split(SEPARATOR))
-        for piece, by_itself in zip(some, alone, strict=True):
-            tokens = (_tokens(piece) if by_itself else next(results)).split()
-            if "\n" in piece:  # it has neighbours
-                tokens = tokens[piece.startswith(BEFORE[1]) : len(tokens) - piece.endswith(AFTER[1:])]
+        for fragment, by_itself in zip(some, alone, strict=True):
+            tokens = (_tokens(fragment) if by_itself else next(results)).split()
+            if "\n" in fragment:  # it has stand-ins for neighbours
+                tokens = tokens[fragment.startswith(BEFORE[1]) : len(tokens) - fragment.endswith(AFTER[1:])]
             yield tokens

@@ -18,11 +18,13 @@ from typing import Any
 
 from data.archive.sample import write_sample
 from data.common.files import describe_files
-from data.corpus.build import make_corpus, write_part
-from data.corpus.cleaning import CLEAN, cleaning_switches
-from data.text.tokenizer import train_tokenizer
+from data.corpus.build import make_corpus
+from data.corpus.cleaning import cleaning_switches
+from data.corpus.parts import write_part
+from data.corpus.settings import CLEAN
+from data.text.train import train_tokenizer
 from tests.bench.machine import machine
-from tests.data.archive.test_download import Archive
+from tests.data.archive.server import Archive
 from tests.data.killed import kill_after, start
 from tests.shared import ROOT, SHARED
 
@@ -31,15 +33,15 @@ PEAK = (
     "import pathlib, re; print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KiB
 )
 CHOOSE = """
-import sys; import numpy as np; from data.corpus.cleaning import CLEAN
-from data.corpus.selection import Keys, choose_rows
+import sys; import numpy as np; from data.corpus.settings import CLEAN
+from data.corpus.selection import Keys, select_rows
 rows, rng = int(sys.argv[1]), np.random.default_rng(1)
 keys = Keys([], CLEAN, np.empty(0, np.int64))
 keys.starts = np.arange(0, rows + 1, 30_000)
 keys.pmid, keys.text_hash = rng.integers(1, rows, rows), rng.integers(0, 2**63, rows, np.int64).view(np.uint64)
 keys.version, keys.words = np.ones(rows, np.int16), np.full(rows, 200, np.uint32)
 keys.deleted, keys.cleaned, keys.filter = np.zeros(rows, bool), np.zeros(rows, np.uint8), np.zeros(rows, np.uint8)
-choose_rows(keys, CLEAN, 0.002, 0.002)
+select_rows(keys, CLEAN, 0.002, 0.002)
 """
 
 

@@ -19,7 +19,7 @@ from subword_nmt.learn_bpe import learn_bpe
 from transformers import AutoTokenizer, BioGptTokenizer
 
 from data.text import moses
-from data.text.bpe import learn_merges
+from data.text.learn_bpe import learn_merges
 from data.text.tokenizer import Tokenizer
 from tests.bench.corpus import peak
 from tests.bench.machine import machine
@@ -38,7 +38,7 @@ for _ in range({WORDS} // 1_000_000):
 """
 LEARNED = 5_000_000
 LEARN = f"""
-import random; from collections import Counter; from data.text.bpe import learn_merges
+import random; from collections import Counter; from data.text.learn_bpe import learn_merges
 rng, counts = random.Random(1), Counter()
 while len(counts) < {LEARNED}:
     counts["".join(rng.choices("etaoinshrdlcumwf", k=rng.randint(6, 16)))] += rng.randint(1, 50)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.archive.medline import Citation, read_medline
-from data.text.tokenizer import tokenizer_from_biogpt
+from data.text.train import tokenizer_from_biogpt
 from tests.shared import SHARED
 
 with warnings.catch_warnings():  # it misses its optional GPU kernels

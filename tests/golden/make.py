@@ -14,7 +14,7 @@ from pathlib import Path
 from data.archive.sample import write_sample
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
-from data.text.tokenizer import train_tokenizer
+from data.text.train import train_tokenizer
 from pretrain.export.folder import export
 from tests.golden import observe
 from tests.pretrain.runs import make_sample, metrics, run_case, settings

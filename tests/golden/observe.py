@@ -14,8 +14,8 @@ import numpy as np
 
 from data.common.files import read_manifest, sha256
 from data.corpus.build import make_corpus
-from data.corpus.cleaning import load_corpus_settings
 from data.corpus.selection import funnel
+from data.corpus.settings import load_corpus_settings
 from data.shards.blocks import TokenStream, TrainingBlocks
 from pretrain.checkpoint import newest_checkpoint, read_state
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings

@@ -11,7 +11,7 @@ import pytest
 from data.common.files import read_manifest, verify_files
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
-from data.text.tokenizer import train_tokenizer
+from data.text.train import train_tokenizer
 from pretrain.export.folder import export
 from pretrain.inference import evaluate_folder
 from tests.golden import observe

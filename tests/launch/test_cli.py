@@ -15,7 +15,8 @@ from data.archive.sample import write_sample
 from data.common.files import UserError
 from data.corpus.build import make_corpus
 from data.text.ids import SPECIAL_TOKENS
-from data.text.tokenizer import Tokenizer, write_tokenizer_files
+from data.text.tokenizer import Tokenizer
+from data.text.train import write_tokenizer_files
 from launch.cli import app, main
 from tests.shared import SHARED, needs_shared
 
@@ -43,7 +44,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
     code = (
         "import sys; sys.argv = ['biogpt', '--help']\n"
-        "import launch.cli, data.corpus.build, data.text.tokenizer, data.shards.build, data.archive.sample\n"
+        "import launch.cli, data.corpus.build, data.text.train, data.shards.build, data.archive.sample\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -122,11 +123,14 @@ def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     from pretrain.checkpoint import CheckpointWriter
     from pretrain.objective import make_objective
     from pretrain.recipe import load_recipe
+    from pretrain.run_folder import write_run_manifest
 
+    (tmp_path / "run").mkdir()
     settings = [f"data.shards={sample_folder / 'shards'}", f"train.run={tmp_path / 'run'}"]
     recipe = load_recipe("tiny", settings)
     vocabulary = json.loads((sample_folder / "shards" / "manifest.json").read_text())["counts"]["vocabulary"]
     model = vars(recipe.decoder_config(vocabulary)) | {"num_hidden_layers": 9}
+    write_run_manifest(tmp_path / "run", {})
     CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": make_objective(recipe).identity()})
     line = mistake(["train", "tiny", *settings], capsys, monkeypatch)
     assert "step-0000005: has model num_hidden_layers = 9, this run 4" in line

@@ -9,7 +9,7 @@ from data.archive.sample import write_sample
 from data.common.files import UserError
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
-from data.text.tokenizer import train_tokenizer
+from data.text.train import train_tokenizer
 from pretrain.recipe import load_recipe
 from pretrain.train import train
 from tests.ranks import Ranks

@@ -45,6 +45,10 @@ def test_what_is_a_run_and_what_is_not(tmp_path: Path) -> None:
     (tmp_path / "run" / "recipe.toml").write_text("")  # of an earlier version, killed before its first checkpoint
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     check_run_folder(tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_text("[dough]\nflour = 500\n")
+    with pytest.raises(UserError, match="is not a run"):
+        check_run_folder(tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_text("")
     (tmp_path / "run" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not a run"):
         check_run_folder(tmp_path / "run")

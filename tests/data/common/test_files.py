@@ -180,7 +180,7 @@ def test_manifests_of_another_kind_a_newer_version_or_none_are_refused(tmp_path:
     path.write_text(json.dumps(manifest | {"kind": "shards"}))
     refused(tmp_path / "out", "is a shards folder; expected a corpus folder")
     path.write_text(json.dumps(manifest | {"version": 3}))
-    refused(tmp_path / "out", "format 3 .* newer")
+    refused(tmp_path / "out", "format 3; .* newer")
     for foreign in ("[]", "{}", '{"kind": "corpus"}', "12"):
         path.write_text(foreign)
         refused(tmp_path / "out", "not a manifest of this program")

@@ -9,30 +9,33 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.archive.medline import Citation, read_medline
-from data.common.files import UserError
+from data.archive.medline import Citation, one_line, read_medline
+from data.corpus import cleaning
 from data.corpus.cleaning import (
-    CLEAN,
-    CLEANING,
+    RECORDED_WHEN_OFF,
+    RULES,
+    CleaningSettings,
+    Rule,
+    changed_type,
     clean,
     cleaning_switches,
     drop_control_characters,
     drop_copyright_tails,
     drop_filler_labels,
     drop_truncation_marks,
-    load_corpus_settings,
-    normalised,
-    read_pmids,
+    switch_value,
     unescape_entities,
 )
+from tests.data.pins import check_pin
 from tests.shared import NLM, needs_shared
 
-ALL = cleaning_switches(CLEAN)
-NONE = dict.fromkeys(ALL, False)
+ALL = cleaning_switches(CleaningSettings())
+NONE: dict[str, bool | int] = dict.fromkeys(ALL, False)
 JUNK = ["&lt;", "&amp;", "amp;", "UNLABELLED: ", "UNASSIGNED:", "(c) 2003 X", "Copyright ", "\u200b", ". ", "A", " "]
 JUNK += ["(ABSTRACT TRUNCATED AT 250 WORDS)", "(ABSTRACT TRUNCATED)", "&#7;", "\u00ad", "&#x200b;", "\x07", "  "]
 nasty = st.text(max_size=40) | st.lists(st.sampled_from(JUNK) | st.text(max_size=3), max_size=9).map("".join)
@@ -176,63 +179,93 @@ def test_generated_texts(text: str) -> None:
                for character in unescape_entities(text))  # fmt: skip
     result, changed = clean(text, ALL)
     stepwise, bits = text, 0
-    for bit, rule in enumerate(CLEANING):
-        bits |= (rule(stepwise) != stepwise) << bit
-        stepwise = rule(stepwise)
+    for bit, rule in enumerate(RULES):
+        bits |= (rule.apply(stepwise) != stepwise) << bit
+        stepwise = rule.apply(stepwise)
     assert changed == bits and result == (re.sub("[ \t\r\n]+", " ", stepwise).strip(" ") if bits else text)
 
 
-@pytest.mark.parametrize("rule", CLEANING, ids=lambda rule: rule.__name__)
-def test_every_rule_has_its_switch(rule) -> None:
-    text = "UNLABELLED: a &lt; b\u200b.(ABSTRACT TRUNCATED AT 250 WORDS) © 2018 X."
-    assert rule(text) != text
-    cleaned, changed = clean(text, NONE | {rule.__name__: True})
-    assert cleaned == rule(text) and changed == 1 << CLEANING.index(rule)
+# Names, switches, versions
+
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+PROBES = [
+    "Rats &amp;lt; 5 &#945; &#xB5;m, 37 &degrees;C, AT&T; &mdash; &amp;amp;gt;",
+    "zero\u200bwidth soft\u00adhyphen bell\x07 \ufeffmark, line\nbreak\ttab\x85next, private \ue000 thin\u2009space",
+    "UNLABELLED: One. UNASSIGNED:Two. RESULTS: Three were UNLABELLED in xUNASSIGNED: green.",
+    "It was good.(ABSTRACT TRUNCATED AT 250 WORDS) More (ABSTRACT TRUNCATED AT 400 WORDS)",
+    "cut in the mid (ABSTRACT TRUNCATED) and (ABSTRACT TRUNCATED AT LAST)",
+    "It works. Copyright (c) 2007 S. Karger AG, Basel.",
+    "It works. © 2018 The Authors. Published by X. All rights reserved.",
+    "It works. (PsycINFO Database Record (c) 2016 APA, all rights reserved).",
+    "Done. Copyright 1999 by the Authors. " + "Much more text follows. " * 20,
+    "Doses were (a) 5, (b) 10 or so. (c) 2000 IU daily.",
+    "UNLABELLED: a &lt; b\u200b.(ABSTRACT TRUNCATED AT 250 WORDS) © 2018 X.",
+    "Nothing to clean in this one: 5 < 10 & α-β (n = 12).",
+    "",
+]
+MORE_PROBES: dict[str, list[str]] = {}  # rule name -> texts for it alone: more of PROBES would change every pin
+PINS = {  # in the order of RULES
+    ("unescape_entities", 1): "3787c5cbc9fe93c6",
+    ("drop_control_characters", 1): "fea9db5d3de8cdd5",
+    ("drop_filler_labels", 1): "52cb4c111612af51",
+    ("drop_truncation_marks", 1): "84a68ad53bf3671a",
+    ("drop_copyright_tails", 1): "22486e617c2f62b6",
+}
 
 
-def test_texts_that_count_as_equal() -> None:
-    assert normalised("The ﬁrst  Title.") == normalised("the first title") == b"thefirsttitle"
-    assert len({normalised(text) for text in ("IL-2", "IL2", "il 2.", "IL 2\n")}) == 1
-    assert normalised("α-1") != normalised("β-1") and normalised("naïve") != normalised("naive")
+def probes(rule: Rule) -> list[str]:
+    return PROBES + MORE_PROBES.get(rule.name, [])
 
 
-# Settings
+@every_rule
+def test_what_a_rule_does_changes_with_its_version_only(rule: Rule) -> None:
+    texts = probes(rule)
+    outputs = [rule.apply(text) for text in texts]
+    assert outputs != texts, f"no probe is changed by {rule.name}; give it some in MORE_PROBES"
+    check_pin(PINS, "rule", "data/corpus/cleaning.py", rule.name, rule.version, outputs)
 
 
-def test_profiles_and_what_is_put_over_them(tmp_path: Path) -> None:
-    assert load_corpus_settings(None) == CLEAN and CLEAN.drop_retracted and CLEAN.last_year is None
-    biogpt = load_corpus_settings(None, ["corpus.profile=biogpt"])
-    assert cleaning_switches(biogpt) == NONE | {"drop_control_characters": True}
-    assert not biogpt.drop_duplicates and not biogpt.drop_retracted and biogpt.last_year == 2020
-    path = tmp_path / "corpus.toml"
-    path.write_text('[corpus]\nprofile = "biogpt"\nlanguages = ["eng"]\nminimum_words = 5\n')
-    both = load_corpus_settings(path, ["corpus.minimum_words=7", "corpus.drop_duplicates=true"])
-    assert load_corpus_settings(None, ["corpus.languages=eng,ger"]).languages == ("eng", "ger")
-    assert (both.languages, both.minimum_words, both.drop_duplicates, both.last_year) == (("eng",), 7, True, 2020)
+@every_rule
+def test_every_rule_has_its_switch(rule: Rule) -> None:
+    assert isinstance(getattr(CleaningSettings(), rule.name), bool)
+    text = next(text for text in probes(rule) if rule.apply(text) != text)
+    cleaned, changed = clean(text, NONE | {rule.name: True})
+    assert cleaned == one_line(rule.apply(text)) and changed == 1 << RULES.index(rule)
+    assert clean(text, {}) == (text, 0)
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ("corpus.minimum_word=3", "unknown key corpus.minimum_word; did you mean corpus.minimum_words?"),
-        ("corpus.minimum_words=-3", "corpus.minimum_words = -3"),
-        ("corpus.profile=dirty", "corpus.profile = 'dirty'"),
-        ("corpora.languages=eng", "unknown key corpora; did you mean corpus?"),
-        ("corpus.languages", "not of the form section.key=value"),
-    ],
-)
-def test_mistakes_in_settings_are_named(given: str, reason: str) -> None:
-    with pytest.raises(UserError, match=re.escape(reason)):
-        load_corpus_settings(None, [given])
+def test_a_rule_keeps_its_place() -> None:
+    """The place is the bit in parts that were made before; see the comment at RULES."""
+    assert list(dict.fromkeys(name for name, _ in PINS)) == [rule.name for rule in RULES]
 
 
-def test_files_of_settings_and_pmids_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no\.toml: no such file"):
-        load_corpus_settings(tmp_path / "no.toml")
-    (tmp_path / "pmids").write_text("12\n\n34\n")
-    assert read_pmids(tmp_path / "pmids") == [12, 34]
-    (tmp_path / "pmids").write_text("12\nPMC34\n")
-    with pytest.raises(UserError, match="'PMC34' is no PMID"):
-        read_pmids(tmp_path / "pmids")
-    with pytest.raises(UserError, match="exclude_pmids"):
-        read_pmids(tmp_path / "absent")
+def test_every_switch_has_its_rule() -> None:
+    assert set(CleaningSettings.model_fields) == {rule.name for rule in RULES}
+
+
+def test_version_1_is_recorded_as_it_was_before_rules_had_versions() -> None:
+    """Bytes of receipts and manifests: the first five rules by true and false, later ones only where they are on."""
+    names = [rule.name for rule in RULES[:5]]
+    assert set(names) == RECORDED_WHEN_OFF
+    off = CleaningSettings.model_validate({rule.name: False for rule in RULES})
+    assert json.dumps(cleaning_switches(off)) == json.dumps(dict.fromkeys(names, False))
+    on = off.model_copy(update=dict.fromkeys(names, True))
+    assert json.dumps(cleaning_switches(on)) == json.dumps(dict.fromkeys(names, True))
+    raised = RULES[0]._replace(version=2)
+    assert (switch_value(raised, True), switch_value(raised, False)) == (2, False)
+
+
+@pytest.mark.parametrize(("number", "bits"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
+def test_the_bits_of_all_rules_have_room(number: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    appends = [Rule(f"append_{index}", 1, lambda text: text + "x") for index in range(number)]
+    monkeypatch.setattr(cleaning, "RULES", appends)
+    assert changed_type().itemsize * 8 == bits
+    text, changed = clean("", {rule.name: True for rule in appends})
+    assert text == "x" * number and changed == (1 << number) - 1
+    assert int(np.array([changed], changed_type())[0]) == changed
+
+
+def test_more_rules_than_bits_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "RULES", RULES[:1] * 65)
+    with pytest.raises(ValueError, match="65 cleaning rules"):
+        changed_type()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from data.corpus.build import make_corpus
-from data.corpus.cleaning import load_corpus_settings
 from data.corpus.near_duplicates import BANDS, HASHES_OF_BAND, band_hashes, near_duplicates, write_bands
 from data.corpus.selection import funnel
+from data.corpus.settings import load_corpus_settings
 from tests.data.citations import citation, write_file
-from tests.data.corpus.test_build import content, texts
+from tests.data.corpora import content, texts
 from tests.shared import SHARED, needs_shared
 
 WORDS = [f"word{number}" for number in range(2_000)]

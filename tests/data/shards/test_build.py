@@ -20,7 +20,7 @@ from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.shards.indexed import IndexedTokens
 from data.text.ids import EOS_ID, SPECIAL_TOKENS
-from data.text.tokenizer import write_tokenizer_files
+from data.text.train import write_tokenizer_files
 from tests.data.citations import citation, write_file
 from tests.data.killed import kill_after, kill_at_call, start
 from tests.data.reference import megatron_documents, splitmix64
@@ -107,9 +107,9 @@ def test_one_flipped_bit_anywhere_is_found(sample_folder: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def pieces(sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many_files(sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """corpus/ of the same citations in many files: NLM's first file comes as four."""
-    folder = tmp_path_factory.mktemp("pieces")
+    folder = tmp_path_factory.mktemp("many_files")
     (folder / "raw").mkdir()
     baseline, update = sorted((sample_folder / "raw").iterdir())
     shutil.copyfile(update, folder / "raw" / "pubmed26n0009.xml.gz")
@@ -120,18 +120,18 @@ def pieces(sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         xml = head + some.removesuffix("</PubmedArticleSet>\n") + "</PubmedArticleSet>"
         (folder / "raw" / f"pubmed26n000{number + 1}.xml").write_text(xml)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.corpus.build.ROWS_PER_FILE", 100)
+        patch.setattr("data.corpus.schema.ROWS_PER_FILE", 100)
         make_corpus([folder / "raw"], folder / "corpus", 0.05, 0.05, workers=1)
     assert len(list((folder / "corpus").glob("train-*"))) >= 3
     return folder
 
 
-def test_the_same_bytes_with_two_workers_whatever_the_corpuss_files(sample_folder: Path, pieces: Path) -> None:
+def test_the_same_bytes_with_two_workers_whatever_the_corpuss_files(sample_folder: Path, many_files: Path) -> None:
     for workers in (1, 2):
-        make_shards(pieces / "corpus", sample_folder / "tokenizer", pieces / f"workers{workers}", workers)
-    assert content(pieces / "workers1") == content(pieces / "workers2")
+        make_shards(many_files / "corpus", sample_folder / "tokenizer", many_files / f"workers{workers}", workers)
+    assert content(many_files / "workers1") == content(many_files / "workers2")
     one_file = content(sample_folder / "shards")
-    assert {name: data for name, data in content(pieces / "workers1").items() if name != "manifest.json"} == {
+    assert {name: data for name, data in content(many_files / "workers1").items() if name != "manifest.json"} == {
         name: data for name, data in one_file.items() if name != "manifest.json"
     }
 
@@ -145,9 +145,9 @@ def test_the_same_bytes_with_two_workers_whatever_the_corpuss_files(sample_folde
     ],
 )
 def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
-    step: str, call: int, sample_folder: Path, pieces: Path, tmp_path: Path
+    step: str, call: int, sample_folder: Path, many_files: Path, tmp_path: Path
 ) -> None:
-    arguments = (pieces / "corpus", sample_folder / "tokenizer", tmp_path / "shards")
+    arguments = (many_files / "corpus", sample_folder / "tokenizer", tmp_path / "shards")
     paths = ", ".join(f"Path({str(path)!r})" for path in arguments)
     kill_at_call(tmp_path, step, call, f"from data.shards.build import make_shards; make_shards({paths}, 1)")
     assert not (tmp_path / "shards").exists() and list(tmp_path.glob("shards.parts/*"))
@@ -160,11 +160,11 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["tokenizer", "shards"])
 def test_kill_9_at_ten_moments_ends_in_the_same_bytes(
-    command: str, pieces: Path, sample_folder: Path, tmp_path: Path
+    command: str, many_files: Path, sample_folder: Path, tmp_path: Path
 ) -> None:
     """Moments drawn over all the time that the command takes."""
     more = [] if command == "tokenizer" else ["--tokenizer", str(sample_folder / "tokenizer")]
-    arguments = [command, str(pieces / "corpus"), "--out", command, "--workers", "2", *more]
+    arguments = [command, str(many_files / "corpus"), "--out", command, "--workers", "2", *more]
     (tmp_path / "whole").mkdir()
     before = time.monotonic()
     assert start(tmp_path / "whole", *arguments).wait() == 0
@@ -180,14 +180,16 @@ def test_kill_9_at_ten_moments_ends_in_the_same_bytes(
     assert unfinished > 5
 
 
-def test_many_shards_hold_what_one_holds(sample_folder: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_shards_hold_what_one_holds(
+    sample_folder: Path, many_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("data.shards.build.DOCUMENTS_PER_SHARD", 70)
-    manifest = make_shards(pieces / "corpus", sample_folder / "tokenizer", pieces / "many", workers=1)
-    prefixes = sorted(path.with_suffix("") for path in (pieces / "many").glob("train-*.idx"))
+    manifest = make_shards(many_files / "corpus", sample_folder / "tokenizer", many_files / "many", workers=1)
+    prefixes = sorted(path.with_suffix("") for path in (many_files / "many").glob("train-*.idx"))
     sizes = [len(IndexedTokens(prefix).lengths) for prefix in prefixes]
     assert set(sizes[:-1]) == {70} and 0 < sizes[-1] <= 70 and manifest["counts"]["train"]["shards"] == len(sizes) > 3
-    assert read_by_megatron(pieces / "many", "train") == read_by_megatron(sample_folder / "shards", "train")
-    assert read_bytes(pieces / "many", "train") == read_bytes(sample_folder / "shards", "train")
+    assert read_by_megatron(many_files / "many", "train") == read_by_megatron(sample_folder / "shards", "train")
+    assert read_bytes(many_files / "many", "train") == read_bytes(sample_folder / "shards", "train")
 
 
 def test_one_split_alone_is_another_request(sample_folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from sacremoses import MosesPunctNormalizer
 from transformers import AutoTokenizer, BioGptTokenizer
 
 from data.common.files import UserError
-from data.text.tokenizer import Tokenizer, tokenizer_from_biogpt
+from data.text.tokenizer import Tokenizer
+from data.text.train import tokenizer_from_biogpt
 from tests.shared import ROOT, SHARED, needs_shared
 
 pytestmark = needs_shared

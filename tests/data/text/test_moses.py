@@ -23,13 +23,13 @@ def reference(text: str) -> list[str]:
 
 
 def in_bulk(texts: list[str]) -> list[list[str]]:
-    """The tokens of each text, put together from its pieces."""
-    pieces = moses.take_apart(pa.array(texts))
-    tokens = list(moses.tokenize_pieces(pieces.distinct))
-    starts = [0, *pieces.ends[:-1].tolist()]
+    """The tokens of each text, put together from its fragments."""
+    fragments = moses.take_apart(pa.array(texts))
+    tokens = list(moses.tokenize_fragments(fragments.distinct))
+    starts = [0, *fragments.ends[:-1].tolist()]
     return [
-        [token for code in pieces.codes[start:end].tolist() for token in tokens[code]]
-        for start, end in zip(starts, pieces.ends.tolist(), strict=True)
+        [token for code in fragments.codes[start:end].tolist() for token in tokens[code]]
+        for start, end in zip(starts, fragments.ends.tolist(), strict=True)
     ]
 
 
@@ -131,9 +131,9 @@ def test_batches_are_all_texts_in_order(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(moses.batches(pa.array([], pa.string()))) == []
 
 
-def test_pieces_are_counted() -> None:
+def test_fragments_are_counted() -> None:
     """A word counts by what its neighbours make of it."""
-    counts = moses.count_pieces(pa.array(["vs. a vs. A vs.", "vs. 5 'a' b", "'a'"]))
+    counts = moses.count_fragments(pa.array(["vs. a vs. A vs.", "vs. 5 'a' b", "'a'"]))
     assert counts == {"vs.\na": 1, "vs.\n0": 1, "vs.": 2, "a": 1, "A": 1, "5": 1, "b": 1, "A\n'a'\nA": 1, "'a'": 1}
 
 
