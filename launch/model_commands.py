@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from data.common.files import UserError, verify_files
+from data.common.files import UserError
 from launch.options import Out
 
 
@@ -23,18 +23,23 @@ def train(
     Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
     """
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
-    from pretrain.recipe import check_inputs, data_identity, load_recipe
+    from pretrain.deepspeed_config import deepspeed_config
+    from pretrain.objective import VERIFIED, make_objective
+    from pretrain.recipe import load_recipe
+    from pretrain.run_folder import check_run_folder
 
+    # Mistakes are found here, where they are one line, and not in the ranks, where torchrun reports a failure.
     ranks = ranks or default_ranks()
     loaded = load_recipe(recipe, settings or [])
-    manifest = check_inputs(loaded, ranks)
-    config = loaded.decoder_config(manifest["counts"]["vocabulary"])
-    # The ranks verify again; here a mistake is still one line, not torchrun's report of a failure.
-    verify_files(Path(loaded.data.shards), manifest)
+    deepspeed_config(loaded, ranks)
+    check_run_folder(Path(loaded.train.run))
+    objective = make_objective(loaded)
+    objective.check()
+    objective.verify()
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
-    check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, config, data_identity(loaded))
+    check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, objective)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: objective.identity()["shards"]}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
     status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
@@ -107,7 +112,7 @@ def evaluate(
     if (shards is None) == (corpus is None):
         raise UserError("evaluate: name either --shards or --corpus")
     from data.common.parquet import SPLITS
-    from pretrain.export import evaluate_folder
+    from pretrain.inference import evaluate_folder
 
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
@@ -127,7 +132,7 @@ def export(
 
     Example: `biogpt export run/ --out hf/`
     """
-    from pretrain.export import export as export_run
+    from pretrain.export.folder import export as export_run
 
     counts = export_run(run, out, shards)["counts"]
     print(
@@ -148,6 +153,6 @@ def generate(
 
     Example: `biogpt generate hf/ "The role of"`
     """
-    from pretrain.export import generate as continue_prompt
+    from pretrain.inference import generate as continue_prompt
 
     print(continue_prompt(hf, prompt, max_new_tokens, sample, seed))

@@ -1,4 +1,4 @@
-"""The whole path on the embedded sample, in minutes on two CPU cores or on all GPUs of the machine."""
+"""Run the whole path on the embedded sample: minutes on two CPU cores, or on all GPUs of the machine."""
 
 import json
 import os
@@ -11,7 +11,7 @@ GLOBAL_BATCH_SIZE = 32  # blocks of a step in the tiny recipe
 
 
 def run_quickstart(out: Path) -> None:
-    """Run every stage below `out`; stages that are done are not done again. Prints the losses and a sentence."""
+    """Run every stage in `out`, skip those that are finished, and print a generated sentence and the losses."""
     raw, corpus, tokenizer = out / "raw", out / "corpus", out / "tokenizer"
     shards, run, hf = out / "shards", out / "run", out / "hf"
     workers = len(os.sched_getaffinity(0))
@@ -36,7 +36,7 @@ def run_quickstart(out: Path) -> None:
 
 
 def choose_ranks() -> int:
-    """All GPUs, or two processes on a CPU, so that ZeRO has something to share; a power of two to divide the batch."""
+    """All GPUs, or two processes on a CPU so that ZeRO has something to partition. A power of two divides the batch."""
     import torch
 
     found = torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
@@ -44,14 +44,14 @@ def choose_ranks() -> int:
 
 
 def say(text: str) -> None:
-    """A heading."""
+    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 
 def report(shards: Path, run: Path) -> None:
-    """Print the three figures that tell whether the model learned."""
+    """Print the three figures that show whether the model has learned. Raises UserError if it has not."""
     from data.shards.blocks import unigram_entropy
-    from pretrain.export import open_split
+    from pretrain.inference import open_split
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
@@ -61,5 +61,5 @@ def report(shards: Path, run: Path) -> None:
     print(f"unigram entropy    {entropy:8.4f}")
     print(f"at the end         {losses[-1]:8.4f}")
     if losses[-1] >= entropy:
-        raise UserError(f"{run}: the model did not learn; remove the folder and run again")
+        raise UserError(f"{run}: the model did not learn; remove the folder and run the quickstart again")
     print(f"\nThe model is in {run.parent / 'hf'}; the curves: tensorboard --logdir {run / 'tensorboard'}")

@@ -1,14 +1,14 @@
-"""Causal attention by torch's fused kernels, over whole blocks or inside the documents packed into them.
+"""Causal attention with torch's fused kernels, over whole blocks or inside the documents packed into them.
 
-Which kernel, by rule:
+The kernel is chosen by this table:
 
 | device | boundaries | attention dropout | kernel |
 |---|---|---|---|
-| any | none | 0 | SDPA with `is_causal`: the fused one that torch prefers (cuDNN, flash, efficient; flash on a CPU) |
+| any | none | 0 | SDPA with `is_causal`: the fused kernel that torch prefers (cuDNN, flash, efficient; CPU: flash) |
 | GPU | none | > 0 | the same |
 | GPU, half precision, head size a multiple of 8 | document | 0 | flash over sequences of variable length |
 | any other | document | any | SDPA with an exact boolean mask |
-| CPU | any | > 0 | our own: probabilities are recomputed in the backward pass, as fused kernels do, which CPUs lack |
+| CPU | any | > 0 | our own, which recomputes probabilities in the backward pass; CPUs have no fused kernel for it |
 
 Letters in tensor names: B batch, T positions, N heads, D head size, S sequences.
 """
@@ -29,47 +29,47 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Segments(NamedTuple):
-    """Where attention stays inside: one of the two tensors is None."""
+    """The segments that attention stays inside, as a mask or as offsets. One of the two tensors is None."""
 
     mask_B1TT: Tensor | None
-    """True where the query (row) sees the key (column)."""
+    """True if the query (row) sees the key (column)."""
     offsets_S: Tensor | None
-    """int32, where each sequence begins in the B x T tokens in a row, and their number at the end."""
+    """int32: where each sequence begins in the B x T tokens, flattened, and B x T at the end."""
 
 
 EVERYTHING = Segments(None, None)
 
 
 def takes_offsets(device: torch.device, dtype: torch.dtype, dropout: float, head_size: int) -> bool:
-    """Whether the kernel for sequences of variable length serves; it has no dropout."""
+    """Whether the kernel for sequences of variable length can be used. It has no dropout."""
     return device.type == "cuda" and dtype in HALF and dropout == 0 and head_size % 8 == 0
 
 
 def segment_positions(segments_BT: Tensor) -> Tensor:
-    """Position of each token in its segment, (B, T); a segment is a run of equal numbers."""
+    """Position of each token in its segment, (B, T). A segment is a run of equal numbers."""
     index_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
     return index_T - torch.where(begins(segments_BT), index_T, 0).cummax(1).values
 
 
 def begins(segments_BT: Tensor) -> Tensor:
-    """True where a segment begins, (B, T)."""
+    """True for the first token of each segment, (B, T)."""
     first_BT = torch.ones_like(segments_BT, dtype=torch.bool)
     first_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     return first_BT
 
 
 def segment_mask(segments_BT: Tensor) -> Tensor:
-    """(B, 1, T, T): True where the key is of the query's segment and not after it."""
+    """(B, 1, T, T): True if the key is in the query's segment and not after the query."""
     return (segments_BT[:, None, :, None] == segments_BT[:, None, None, :]).tril()
 
 
 def segment_offsets(segments_BT: Tensor) -> Tensor:
-    """(S + 1,) int32: where each segment begins in the B x T tokens in a row, and B x T."""
+    """(S + 1,) int32: where each segment begins in the B x T tokens, flattened, and B x T."""
     return F.pad(begins(segments_BT).flatten().nonzero().flatten(), (0, 1), value=segments_BT.numel()).int()
 
 
 def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype, length: int) -> str:
-    """The kernel that serves a training step with blocks of `length` tokens: torch is asked, not assumed."""
+    """The kernel of a training step with blocks of `length` tokens. torch itself is asked which one it chooses."""
     dropout, heads = config.attention_probs_dropout_prob, config.num_attention_heads
     head_size = config.hidden_size // heads
     masked = config.boundaries == "document"
@@ -85,7 +85,7 @@ def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype,
 
 
 def unfused(device: torch.device, dropout: float) -> bool:
-    """Whether torch has no kernel that keeps no probabilities for the backward pass."""
+    """Whether torch's own kernel would keep the attention probabilities for the backward pass."""
     return device.type == "cpu" and dropout > 0
 
 
@@ -97,7 +97,7 @@ def attend(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: S
     mask_B1TT = segments.mask_B1TT
     if unfused(query_BTND.device, dropout):
         batch, heads, length, _ = query_BNTD.shape
-        keep_BNTT = kept((batch, heads, length, length), dropout)
+        keep_BNTT = keep_mask((batch, heads, length, length), dropout)
         arguments = (query_BNTD, key_BNTD, value_BNTD, mask_B1TT, keep_BNTT, dropout)
         out_BNTD = checkpoint(_attend_unfused, *arguments, use_reentrant=False, preserve_rng_state=False)
         return out_BNTD.transpose(1, 2)  # type: ignore[union-attr]
@@ -107,8 +107,11 @@ def attend(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: S
     return out_BNTD.transpose(1, 2)
 
 
-def kept(shape: tuple[int, ...], dropout: float) -> Tensor:
-    """True with probability 1 - dropout to within 2^-16. A 64-bit draw serves four: bernoulli_ takes twice as long."""
+def keep_mask(shape: tuple[int, ...], dropout: float) -> Tensor:
+    """True with probability 1 - dropout, to within 2^-16.
+
+    One 64-bit draw is split into four elements: bernoulli_ takes twice as long.
+    """
     draws = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     return (draws[: math.prod(shape)] >= round(dropout * 2**16) - 2**15).view(shape)
 
@@ -128,7 +131,7 @@ def _attend_unfused(
     return (probabilities_BNTT * keep_BNTT) @ (value_BNTD / (1 - dropout))
 
 
-@torch.compiler.disable  # a kernel of its own anyway, whose number of sequences changes with each batch
+@torch.compiler.disable  # a kernel of its own anyway, and the number of sequences changes with each batch
 def _attend_offsets(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, offsets_S: Tensor) -> Tensor:
     batch, length = query_BTND.shape[:2]
     query, key, value = (tensor.flatten(0, 1) for tensor in (query_BTND, key_BTND, value_BTND))

@@ -1,10 +1,10 @@
-"""Shapes of the decoder, and BioGPT's."""
+"""The shape of a decoder, and the published shapes of BioGPT."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 VOCABULARY_MULTIPLE = 128
-"""The embedding's rows are padded to a multiple of it: matrix units want round sizes."""
+"""The embedding's rows are padded to a multiple of this, because matrix units are fastest with round sizes."""
 Recomputation = Literal["none", "selective", "full"]
 Boundaries = Literal["none", "document"]
 Initialization = Literal["fairseq", "hf"]
@@ -12,7 +12,11 @@ Initialization = Literal["fairseq", "hf"]
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """One decoder. Names and defaults are those of transformers' `BioGptConfig`. Raises ValueError on a bad shape."""
+    """The shape of one decoder. Names and defaults are those of transformers' `BioGptConfig`.
+
+    Raises ValueError that names the first field with a bad value. A checkpoint that lacks a field was made when the
+    field did not exist, and means its default.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -26,13 +30,19 @@ class DecoderConfig:
     layerdrop: float = 0.0
     """Probability that a layer is skipped in a training step (Fan, Grave and Joulin 2020)."""
     layerdrop_seed: int = 0
+    """Seed of the draws that decide which layers are skipped."""
     gradient_checkpointing: Recomputation = "none"
     """"full": recompute each layer in the backward pass instead of keeping its activations. "selective": recompute
-    layer norms, GELU and its dropout alone, keep what a matrix product or attention gave (Korthikanti et al. 2022)."""
+    only layer norms, GELU and its dropout, and keep the results of matrix products and attention (Korthikanti et al.
+    2022)."""
     boundaries: Boundaries = "none"
-    """"document": attention stays inside a document, and positions begin anew with each."""
+    """"document": attention stays inside a document, and positions start again at each document."""
     initialization: Initialization = "fairseq"
-    """"fairseq": the original BioGPT's; "hf": transformers' N(0, 0.02)."""
+    """"fairseq": as the original BioGPT; "hf": transformers' N(0, 0.02)."""
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    """`</s>` stands before the first token of a document."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -52,15 +62,19 @@ class DecoderConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding inside; the exported one has `vocab_size`."""
+        """Rows of the embedding while training. The exported embedding has `vocab_size` rows."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     def parameter_count(self) -> int:
-        """Parameters of the exported model, the tied head counted once."""
+        """Number of parameters of the exported model, with the tied head counted once."""
         width, feed_forward = self.hidden_size, self.intermediate_size
         layer = 4 * width * (width + 1) + 2 * width * feed_forward + feed_forward + width + 4 * width
         embeddings = (self.vocab_size + self.max_position_embeddings + 2) * width
         return embeddings + self.num_hidden_layers * layer + 2 * width
+
+    def flops_per_token(self, context_length: int) -> float:
+        """Floating point operations to train on one token: 6 N + 12 L d T (Chowdhery et al. 2022, appendix B)."""
+        return 6 * self.parameter_count() + 12 * self.num_hidden_layers * self.hidden_size * context_length
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,4 +100,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
     },
 }
-"""Shapes by name; the vocabulary comes from the shards."""
+"""Shapes by name. The vocabulary size comes from the shards."""

@@ -14,21 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.architecture import Architecture
 from model.attention import (
     EVERYTHING,
     Segments,
     attend,
+    kernel_name,
     segment_mask,
     segment_offsets,
     segment_positions,
     takes_offsets,
 )
 from model.config import DecoderConfig
+from model.hf import from_hf, to_hf
 from model.loss import linear_cross_entropy
 
-POSITION_OFFSET = 2  # position p reads row p + 2, fairseq's padding_idx + 1
-PAD_ID = 1
-EOS_ID = 2
+POSITION_OFFSET = 2  # position p reads row p + 2: fairseq's padding_idx + 1
 
 
 class DecoderLayer(nn.Module):
@@ -46,8 +47,8 @@ class DecoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, width)
 
     def forward(self, hidden_BTH: Tensor, segments: Segments, step: int, micro_step: int) -> Tensor:
-        # The choice is made in here and is the same on every rank: skipping a layer from outside lets ZeRO-3 reuse
-        # its gradient of an earlier step, and ranks that differ wait for each other for ever.
+        # The draw is made in here and is the same on every rank. Skipping a layer from outside would let ZeRO-3 reuse
+        # its gradient of an earlier step, and ranks that disagree would wait for each other for ever.
         if self.training and is_dropped(
             self.config.layerdrop, self.config.layerdrop_seed, step, micro_step, self.index
         ):
@@ -57,7 +58,7 @@ class DecoderLayer(nn.Module):
         return self.run(hidden_BTH, segments)
 
     def run(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
-        """The layer itself; this is what `Decoder.compile_layers` compiles."""
+        """The layer itself. `Decoder.compile_layers` compiles this function."""
         qkv_BTH3 = self._product(self.qkv_proj, self.self_attn_layer_norm, hidden_BTH)
         heads = (*hidden_BTH.shape[:2], 3, self.config.num_attention_heads, -1)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -74,10 +75,11 @@ class DecoderLayer(nn.Module):
         return F.dropout(hidden_BTH, self.config.hidden_dropout_prob, self.training)
 
     def _product(self, linear: nn.Linear, cheap: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """`linear(cheap(given))`, of which "selective" recomputes the input and never the product.
+        """`linear(cheap(given))`. "selective" recomputes the input of the product and never the product itself.
 
-        Eager, the product stands inside, or it would keep its input: recomputation stops where all that was saved is
-        there again. Compiled, all that stands inside is recomputed, and kept for nobody.
+        In eager mode the product must stand inside the checkpoint, or it would keep its input; recomputation stops
+        early, once everything that was saved exists again. Compiled, everything inside a checkpoint is recomputed, so
+        the product must stand outside.
         """
         if not self._recomputes("selective"):
             return linear(cheap(given))
@@ -92,30 +94,47 @@ class DecoderLayer(nn.Module):
 
 
 def is_dropped(probability: float, seed: int, step: int, micro_step: int, layer: int) -> bool:
-    """LayerDrop's draw: a pure function of its arguments, so that all ranks and a resumed run agree."""
+    """Whether LayerDrop skips a layer: a pure function of its arguments, so all ranks and a resumed run agree."""
     return probability > 0 and random.Random(f"{seed} {step} {micro_step} {layer}").random() < probability
 
 
-class Decoder(nn.Module):
-    """The language model. Its vocabulary is padded inside; logits and exported weights are not."""
+class Decoder(Architecture):
+    """The language model. Its embedding is padded while training; logits and exported weights are not."""
+
+    leaf_modules = (DecoderLayer,)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size, padding_idx=PAD_ID)
+        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.embed_positions = nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(config.hidden_size)
         self.embed_scale = math.sqrt(config.hidden_size)
-        self.compiled = False
         initialize(self)
 
     def compile_layers(self) -> None:
-        """Compile each layer and the chunks of the loss, at their first use, with inductor."""
+        """Compile each layer and the chunks of the loss with inductor, at their first use."""
         self.compiled = True
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             layer.run = torch.compile(layer.run, dynamic=False)
+
+    def describe(self, device: torch.device, dtype: torch.dtype, context_length: int) -> str:
+        """As `Architecture.describe`."""
+        return (
+            f"{'compiled' if self.compiled else 'eager'},"
+            f" attention {kernel_name(self.config, device, dtype, context_length)},"
+            f" recomputation {self.config.gradient_checkpointing}"
+        )
+
+    def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Architecture.to_hf`."""
+        return to_hf(tensors, self.config.vocab_size)
+
+    def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Architecture.from_hf`."""
+        return from_hf(tensors)
 
     def forward(
         self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
@@ -123,11 +142,12 @@ class Decoder(nn.Module):
         """Logits (B, T, V), or with targets (B, T) the summed negative log-likelihood in nats, a scalar in fp32.
 
         Targets of -100 do not count. Padding on the right needs no mask: attention is causal.
-        step, micro_step: the global optimizer step and the micro-batch in it, from which layerdrop draws.
+        step, micro_step: the optimizer step and the micro-batch in it, the seeds of LayerDrop's draws.
         """
-        documents_BT = documents(input_ids_BT) if self.config.boundaries == "document" else None
+        config = self.config
+        documents_BT = documents(input_ids_BT, config.eos_token_id) if config.boundaries == "document" else None
         hidden_BTH = self.hidden(input_ids_BT, documents_BT, step=step, micro_step=micro_step)
-        weight, vocabulary = self.embed_tokens.weight, self.config.vocab_size
+        weight, vocabulary = self.embed_tokens.weight, config.vocab_size
         if targets_BT is None:
             return F.linear(hidden_BTH, weight[:vocabulary])
         return linear_cross_entropy(
@@ -137,9 +157,9 @@ class Decoder(nn.Module):
     def hidden(
         self, input_ids_BT: Tensor, segments_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
     ) -> Tensor:
-        """What the head reads, (B, T, H).
+        """The hidden states that the head reads, (B, T, H).
 
-        segments_BT: attention stays inside a run of equal numbers, and positions begin anew with each.
+        segments_BT: attention stays inside a run of equal numbers, and positions start again at each run.
         """
         if segments_BT is None:
             positions, segments = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device), EVERYTHING
@@ -157,14 +177,14 @@ class Decoder(nn.Module):
         head_size = self.config.hidden_size // self.config.num_attention_heads
         if takes_offsets(segments_BT.device, self.embed_positions.weight.dtype, dropout, head_size):
             offsets_S = segment_offsets(segments_BT)
-            torch._dynamo.mark_dynamic(offsets_S, 0)  # another number of documents compiles nothing anew
+            torch._dynamo.mark_dynamic(offsets_S, 0)  # another number of documents does not recompile
             return Segments(None, offsets_S)
         return Segments(segment_mask(segments_BT), None)
 
 
-def documents(input_ids_BT: Tensor) -> Tensor:
-    """The number of each token's document in its block, (B, T). `</s>` begins one: it stands before a first token."""
-    return (input_ids_BT == EOS_ID).cumsum(1)
+def documents(input_ids_BT: Tensor, eos_token_id: int) -> Tensor:
+    """The number of each token's document in its block, (B, T). `</s>` stands before the first token of a document."""
+    return (input_ids_BT == eos_token_id).cumsum(1)
 
 
 @torch.no_grad()
@@ -186,12 +206,12 @@ def initialize(decoder: Decoder) -> None:
         width = config.hidden_size
         decoder.embed_tokens.weight.normal_(0.0, width**-0.5)
         decoder.embed_positions.weight.normal_(0.0, width**-0.5)
-        decoder.embed_positions.weight[PAD_ID].zero_()
+        decoder.embed_positions.weight[config.pad_token_id].zero_()
         for layer in decoder.layers:
             assert isinstance(layer, DecoderLayer)
             for projection in layer.qkv_proj.weight.split(width):
                 nn.init.xavier_uniform_(projection, gain=1 / math.sqrt(2))
             nn.init.xavier_uniform_(layer.out_proj.weight)
             layer.out_proj.bias.zero_()
-    decoder.embed_tokens.weight[PAD_ID].zero_()
+    decoder.embed_tokens.weight[config.pad_token_id].zero_()
     decoder.embed_tokens.weight[config.vocab_size :].zero_()

@@ -1,8 +1,8 @@
-"""Classification on the decoder, with the names and logits of transformers' classes; `model/hf.py` maps the weights.
+"""Classification heads on the decoder, with the names and logits of transformers' classes.
 
-Padding may lie on either side. The `attention_mask` says where text is, and positions count from its first token, so
-that logits do not depend on padding. (transformers 5 does so on the right; on the left only where it is given
-`position_ids` that begin at the first token.)
+Padding may be on either side. The `attention_mask` marks the text, and positions count from its first token, so that
+logits do not depend on padding. transformers 5 does the same for padding on the right; for padding on the left it needs
+`position_ids` that start at the first token. `model/hf.py` maps the weights.
 
 Letters in tensor names: B batch, T positions, H hidden size, C classes.
 """
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
-from model.decoder import PAD_ID, Decoder
+from model.decoder import Decoder
+from model.loss import IGNORE_INDEX
 
 
 class _Classifier(Decoder):
@@ -33,17 +34,17 @@ class TokenClassifier(_Classifier):
     def forward(
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, labels_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, C), and with labels (B, T) their mean cross entropy over text; -100 does not count."""
+        """Logits (B, T, C). With labels (B, T), also their mean cross entropy over text; -100 does not count."""
         logits_BTC = self.classifier(self.dropout(self.hidden_of_text(input_ids_BT, attention_mask_BT)))
         if labels_BT is None:
             return logits_BTC, None
         if attention_mask_BT is not None:
-            labels_BT = labels_BT.masked_fill(attention_mask_BT == 0, -100)
-        return logits_BTC, F.cross_entropy(logits_BTC.flatten(0, 1), labels_BT.flatten())
+            labels_BT = labels_BT.masked_fill(attention_mask_BT == 0, IGNORE_INDEX)
+        return logits_BTC, F.cross_entropy(logits_BTC.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX)
 
 
 class SequenceClassifier(_Classifier):
-    """Classes of a text, read at its last token that is no padding (transformers.BioGptForSequenceClassification)."""
+    """Classes of a text, read at its last token before padding (transformers.BioGptForSequenceClassification)."""
 
     def __init__(self, config: DecoderConfig, num_labels: int) -> None:
         super().__init__(config)
@@ -53,14 +54,14 @@ class SequenceClassifier(_Classifier):
     def forward(
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, C), and with labels their mean loss.
+        """Logits (B, C). With labels, also their mean loss.
 
-        labels: (B,) integers for one class a text (cross entropy), (B, C) floats for several (binary cross entropy),
-        (B,) floats where C is 1 (mean squared error).
+        labels: (B,) integers if each text has one class (cross entropy), (B, C) floats if it may have several (binary
+        cross entropy), (B,) floats if C is 1 (mean squared error).
         """
         hidden_BTH = self.hidden_of_text(input_ids_BT, attention_mask_BT)
         index_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-        last_B = torch.where(input_ids_BT != PAD_ID, index_T, 0).amax(1)
+        last_B = torch.where(input_ids_BT != self.config.pad_token_id, index_T, 0).amax(1)
         logits_BC = self.score(hidden_BTH[torch.arange(len(last_B), device=last_B.device), last_B])
         if labels is None:
             return logits_BC, None

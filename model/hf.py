@@ -1,7 +1,7 @@
-"""Our state dict <-> transformers' BioGPT, both ways, and fairseq's names into ours.
+"""Weights between our state dict and transformers' BioGPT, in both directions, and from fairseq's names.
 
-Names differ by a prefix and the fused `qkv_proj`, which is q, k and v one above the other; the embedding is padded
-inside. The same maps serve any tensors with the weights' names and shapes, such as Adam's moments.
+The names differ by a prefix. Our `qkv_proj` is q, k and v stacked, and our embedding is padded. The same maps serve any
+tensors with the names and shapes of the weights, such as an optimizer's moments.
 """
 
 import re
@@ -12,19 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import VOCABULARY_MULTIPLE, DecoderConfig
-from model.decoder import EOS_ID, PAD_ID
 
 PREFIX = "biogpt."
 FAIRSEQ_PREFIX = "decoder."
-FAIRSEQ_VERSION = "decoder.version"  # a number that fairseq keeps beside the weights
+FAIRSEQ_VERSION = "decoder.version"  # a number that fairseq stores with the weights
 EMBEDDING = "embed_tokens.weight"
-HEAD = "output_projection.weight"  # tied to the embedding; transformers leaves it out of safetensors
-CLASSIFIERS = ("classifier.", "score.")  # of heads.py; transformers gives them no prefix either
+HEAD = "output_projection.weight"  # tied to the embedding, so transformers does not store it in safetensors
+CLASSIFIERS = ("classifier.", "score.")  # the heads of heads.py, which have no prefix in transformers either
 PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 def to_hf(state: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Our names -> transformers' names, without the embedding's padding and the tied head, as `save_pretrained`."""
+    """Rename our tensors as `save_pretrained` names them: the embedding unpadded, the tied head left out."""
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name == EMBEDDING:
@@ -39,10 +38,10 @@ def to_hf(state: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
     return converted
 
 
-def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of transformers' models (with a head or bare) or of fairseq -> our names, the embedding padded with zeros.
+def weights_from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a transformers model (with a head or bare) or of fairseq, by our names.
 
-    Raises ValueError where a name is unknown, a part is missing, or the head is not the embedding.
+    Raises ValueError if a name is unknown, a weight is missing, or the head is not the embedding.
     """
     prefixes = (PREFIX, FAIRSEQ_PREFIX)
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in state)), "")
@@ -52,10 +51,17 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for head in heads:
         if not torch.equal(state[head], state[prefix + EMBEDDING]):
             raise ValueError(f"{head}: is not {prefix}{EMBEDDING}, to which BioGPT's head is tied")
+    rest = {name: tensor for name, tensor in state.items() if name not in heads and name != FAIRSEQ_VERSION}
+    return from_hf(rest, prefix)
+
+
+def from_hf(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
+    """Rename tensors back to our names, the embedding padded with zeros. Some parameters may be missing.
+
+    Raises ValueError if a name is unknown, or only a part of q, k and v is there.
+    """
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name in heads or name == FAIRSEQ_VERSION:
-            continue
         if not name.startswith((prefix, *CLASSIFIERS)):
             raise ValueError(f"{name}: not a weight of BioGPT")
         ours = name.removeprefix(prefix).replace(".self_attn.", ".")
@@ -73,7 +79,7 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hf_config(config: DecoderConfig) -> dict[str, Any]:
-    """`config.json` for transformers' BioGptConfig."""
+    """The content of `config.json` for transformers' BioGptConfig."""
     return {
         "architectures": ["BioGptForCausalLM"],
         "model_type": "biogpt",
@@ -92,9 +98,9 @@ def hf_config(config: DecoderConfig) -> dict[str, Any]:
         "layer_norm_eps": 1e-5,
         "scale_embedding": True,
         "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "pad_token_id": PAD_ID,
-        "eos_token_id": EOS_ID,
+        "bos_token_id": config.bos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "eos_token_id": config.eos_token_id,
         "dtype": "float32",
-        "boundaries": config.boundaries,  # ours: transformers keeps it and does not read it
+        "boundaries": config.boundaries,  # our own key: transformers keeps it and does not read it
     }

@@ -1,7 +1,8 @@
 """Cross entropy on the tied head without ever holding all logits.
 
-Rows are taken in chunks: logits of a chunk, its loss, and at once its gradients of the hidden states and the weight,
-so that nothing of the size of the vocabulary outlives a chunk (as Liger's fused linear cross entropy, Hsu et al. 2024).
+Rows are processed in chunks. For each chunk the logits, the loss and the gradients of the hidden states and the weight
+are computed together, so that nothing of the vocabulary's size outlives a chunk, as in Liger's fused linear cross
+entropy (Hsu et al. 2024).
 
 Letters in tensor names: R rows (positions of all blocks), H hidden size, V vocabulary padded.
 """
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
+IGNORE_INDEX = -100
+"""Targets with this value do not count, as in torch and transformers."""
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits of a chunk: so many that adding up the weight's gradient costs little beside the products."""
+"""Logits in a chunk: enough that adding up the weight's gradient costs little beside the matrix products."""
 ChunkLoss = Callable[..., tuple[Tensor, ...]]
 
 
@@ -24,7 +26,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Summed negative log-likelihood in nats of targets under softmax(hidden @ weight.T), a scalar in fp32.
 
-    Columns of the weight from `vocabulary` on never enter the softmax. Targets of -100 do not count.
+    Rows of the weight from `vocabulary` on never enter the softmax. Targets of -100 do not count.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden_RH.requires_grad or weight_VH.requires_grad)
     chunk = compiled_chunk_loss() if compiled else chunk_loss
@@ -37,7 +39,7 @@ def linear_cross_entropy(
 
 
 def chunks(hidden_RH: Tensor, weight_VH: Tensor) -> list[slice]:
-    """The rows of each chunk, all but the last of one size."""
+    """The rows of each chunk. All chunks but the last have the same size."""
     size = max(CHUNK_LOGITS[hidden_RH.device.type] // len(weight_VH), 1)
     return [slice(start, start + size) for start in range(0, len(hidden_RH), size)]
 
@@ -45,8 +47,8 @@ def chunks(hidden_RH: Tensor, weight_VH: Tensor) -> list[slice]:
 def chunk_loss(
     hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, gradients: bool
 ) -> tuple[Tensor, ...]:
-    """Loss of some rows in fp32; with `gradients` also those of hidden states and weight, in their precision."""
-    counts_R1 = (targets_R != IGNORED)[:, None]
+    """The loss of some rows in fp32. With `gradients`, also those of hidden states and weight, in their dtype."""
+    counts_R1 = (targets_R != IGNORE_INDEX)[:, None]
     columns_R1 = targets_R[:, None].clamp(min=0)
     logits_RV = (hidden_RH @ weight_VH.T).float()
     logits_RV[:, vocabulary:] = -torch.inf
@@ -63,7 +65,7 @@ def chunk_loss(
 
 @cache
 def compiled_chunk_loss() -> ChunkLoss:
-    """`chunk_loss` by inductor, compiled once for all decoders."""
+    """`chunk_loss` compiled by inductor, once for all decoders."""
     return torch.compile(chunk_loss, dynamic=False)
 
 
@@ -89,5 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient_RH, weight_gradient_VH = ctx.saved_tensors
         scaled_VH = torch.empty_like(weight_gradient_VH, dtype=ctx.dtype)
         torch.mul(weight_gradient_VH, slope, out=scaled_VH)  # no second fp32 copy
-        scaled_RH = (hidden_gradient_RH.float() * slope).to(hidden_gradient_RH.dtype)  # slope is no number of bf16
+        scaled_RH = (hidden_gradient_RH.float() * slope).to(
+            hidden_gradient_RH.dtype
+        )  # bf16 cannot represent slope exactly
         return scaled_RH, scaled_VH, None, None, None

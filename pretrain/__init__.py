@@ -1,7 +1,7 @@
 """One training run: data and model put together under DeepSpeed.
 
-Importing this package checks that the generic names `data`, `model` and `launch` lead to our packages: in a working
-folder with a `data/` of its own, Python would import that one.
+Importing this package checks that the common names `data`, `model` and `launch` lead to our packages. If the working
+folder has a `data/` package of its own, Python would import that one.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds our packages."""
+"""The folder of our packages."""
 
 
 def _refuse_foreign_packages() -> None:

@@ -1,18 +1,21 @@
-"""Checkpoints as files: one portable state for every ZeRO stage and any number of ranks, whole or not at all.
+"""Checkpoints as files: one portable state for every ZeRO stage and any number of ranks, complete or absent.
 
     run/checkpoints/step-0000200/
-        model.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors   fp32, by transformers' parameter names
-        state.json      step, model shape, data, losses
-        manifest.json   sizes and sha256
-    run/latest          name of the newest checkpoint
+        model.safetensors   the weights in fp32, by transformers' parameter names
+        exp_avg.safetensors  exp_avg_sq.safetensors   the optimizer's states, a file each, by the same names
+        state.json          step, model shape, data, losses
+        manifest.json       sizes and sha256
+    run/latest              name of the newest checkpoint
 
-Written in a hidden folder, read back, renamed, then pointed at: a kill between any two files leaves a `latest` that
-loads. Random numbers need no state: every draw is a function of the seed and the step (see train.py).
+A checkpoint is written to a hidden folder, read back and renamed, and only then named in `latest`. A kill between any
+two files leaves a `latest` that loads. Random numbers need no state, because every draw is a function of the seed and
+the step (see train.py).
 """
 
 import dataclasses
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,61 +23,93 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
-from model.config import DecoderConfig
-from model.hf import from_hf
-from pretrain.recipe import Recipe, given_weights, optimizer_kind
+from model.architecture import Architecture
+from pretrain.objective import Objective
+from pretrain.optimizer import optimizer_record
+from pretrain.recipe import ObjectiveSection, Recipe, given_weights
 
-KINDS = ("model", "exp_avg", "exp_avg_sq")
+NAME = re.compile(r"step-(\d{7,})")
+LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
+
+
+class Diverged(UserError):
+    """A run whose numbers are no longer finite. Nothing of it is saved; it can be resumed with other settings."""
+
+    def __init__(self, run: Path, step: int, what: str) -> None:
+        newest = pointed_at(run)
+        kept = f"the last good checkpoint, {newest}, is untouched" if newest else "there is no checkpoint yet"
+        super().__init__(
+            f"{run}: diverged: at step {step} {what}; {kept}; run the same command with a lower"
+            " optimizer.learning_rate, a longer schedule.warmup_steps or optimizer.gradient_clipping=1.0"
+        )
+
+
+def first_not_finite(tensors: dict[str, Tensor]) -> str:
+    """The name of the first tensor that holds an infinity or NaN, or ""."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), "")
 
 
 class CheckpointWriter:
-    """Writes one checkpoint on rank 0: `add` each kind, then `finish`."""
+    """Writes one checkpoint on rank 0. Call `add` for the weights ("model") and each optimizer state, then `finish`.
+
+    Call `abandon` instead if the checkpoint cannot be completed.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
-        self._run, self._name = run, f"step-{step:07d}"
+        self._run, self._step, self._name = run, step, f"step-{step:07d}"
         folder = run / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a kill while writing or removing
-            shutil.rmtree(leftover)
+        for path in folder.iterdir():
+            if LEFTOVER.fullmatch(path.name):  # from a kill while writing or removing
+                shutil.rmtree(path)
         self._partial = folder / f".{self._name}.partial"
         self._partial.mkdir()
 
     def add(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Write the tensors of one kind, by transformers' names, and read them back; RuntimeError where they differ."""
+        """Write the tensors of one kind, by transformers' names.
+
+        Raises Diverged if a number is not finite, and RuntimeError if the tensors read back differently.
+        """
+        if name := first_not_finite(tensors):
+            raise Diverged(self._run, self._step, f"{kind} {name} holds numbers that are not finite")
         path = self._partial / f"{kind}.safetensors"
         save_file(tensors, path, metadata={"format": "pt"})
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         found = load_file(path)
         for name, tensor in tensors.items():
-            # As bytes: a weight that is not a number equals itself here.
-            if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):
+            if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):  # bytes: -0.0 is not 0.0
                 raise RuntimeError(f"{path}: {name} reads back other than it was written; check the disk")
 
     def finish(self, state: dict[str, Any]) -> Path:
-        """Complete the checkpoint and point `latest` at it."""
+        """Complete the checkpoint and name it in `latest`. Returns its folder."""
         write_json(self._partial / "state.json", state)
         write_manifest(self._partial, "checkpoint", {}, {"step": state["step"]})
         final = self._partial.with_name(self._name)
-        remove(final)  # one that was damaged, or that `latest` never came to point at
+        remove(final)  # a damaged one, or one that `latest` never named
         self._partial.replace(final)
         with whole_file(self._run / "latest") as pointer:
             pointer.write(self._name.encode())
         return final
 
+    def abandon(self) -> None:
+        """Remove what was written so far."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; it is hidden first, so that half of one is never found."""
+    """Remove a checkpoint. It is renamed to a hidden name first, so that half of one is never found."""
     if checkpoint.exists():
         shutil.rmtree(checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.removed")))
 
 
 def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> None:
-    """Remove all checkpoints but the newest, those of every n-th step and the one with the lowest held-out loss."""
+    """Remove all checkpoints except the newest, those of every n-th step and the one with the lowest held-out loss."""
     newest_first = list_checkpoints(run)
     kept = set(newest_first[:keep_last])
     if keep_every_steps:
@@ -87,47 +122,54 @@ def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> 
 
 def _held_out_loss(checkpoint: Path) -> float:
     try:
-        return float(read_state(checkpoint)["held_out"]["loss"])
+        loss = float(read_state(checkpoint)["held_out"]["loss"])
     except (UserError, KeyError):  # damaged, or without an evaluation
         return math.inf
+    return loss if math.isfinite(loss) else math.inf
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, whole or not."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    """The checkpoints of a run, newest first, damaged ones included. Other files and folders are ignored."""
+    folder = run / "checkpoints"
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if path.is_dir() and NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step of a checkpoint."""
-    return int(checkpoint.name.removeprefix("step-"))
+    found = NAME.fullmatch(checkpoint.name)
+    assert found
+    return int(found[1])
 
 
 def pointed_at(run: Path) -> str:
-    """The name in `latest`, or ""."""
+    """The name in `latest`, or "" if there is none."""
     pointer = run / "latest"
     return pointer.read_text().strip() if pointer.is_file() else ""
 
 
 def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from: `latest`, or the newest whole one before it. And what was wrong with the others.
+    """The checkpoint to resume from, and what is wrong with newer ones: `latest`, or the newest whole one before it.
 
-    verify: compare every sha256, otherwise only look whether the state can be read. (None, []) for a new run; a run
-    none of whose checkpoints is whole is a UserError, for a new one in its place would lose it.
+    Returns (None, []) for a new run. verify: compare every sha256; otherwise only read the state. Raises UserError if a
+    run has checkpoints but none is whole, because starting a new run in its place would lose it.
     """
     name, faults = pointed_at(run), []
-    found = [checkpoint for checkpoint in list_checkpoints(run) if not name or checkpoint.name <= name]
-    if name and name not in {checkpoint.name for checkpoint in found}:
-        faults.append(f"{run / 'checkpoints' / name}: missing, though `latest` names it")
+    latest = run / "checkpoints" / name
+    found = [each for each in list_checkpoints(run) if not NAME.fullmatch(name) or step_of(each) <= step_of(latest)]
+    if name and latest not in found:
+        faults.append(f"{latest}: missing, though `latest` names it")
     for checkpoint in found:
         try:
             if verify:
                 verify_checkpoint(checkpoint)
+                check_finite(checkpoint)
             read_state(checkpoint)
             return checkpoint, faults
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError(f"{run}: no checkpoint is whole ({faults[0]}); remove the folder to begin anew")
+        raise UserError(f"{run}: no checkpoint is whole ({faults[0]}); remove the folder to start a new run")
     return None, []
 
 
@@ -136,60 +178,84 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "state.json")
 
 
-def read_tensors(checkpoint: Path, kind: str) -> dict[str, Tensor]:
-    """The tensors of one kind, by our names; the sha256 of all files of the checkpoint has to be verified before."""
-    return from_hf(load_file(checkpoint / f"{kind}.safetensors"))
+def read_tensors(checkpoint: Path, kind: str, model: Architecture) -> dict[str, Tensor]:
+    """The weights ("model") or an optimizer state of a verified checkpoint, by the model's parameter names."""
+    return model.from_hf(load_file(checkpoint / f"{kind}.safetensors"))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """UserError names a file that is missing or changed."""
+    """Raise UserError that names the first file that is missing or changed."""
     verify_files(checkpoint, read_manifest(checkpoint, "checkpoint"))
 
 
-def check_state(
-    checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, config: DecoderConfig, data: dict[str, Any]
-) -> None:
-    """UserError names the first value in which a checkpoint's state differs from the run that would go on from it."""
-    if checkpoint is None:
-        return
-    now = {
-        "model": dataclasses.asdict(config),
-        "data": dict(data),
-        "optimizer": {"kind": optimizer_kind(recipe)},
+def identity(recipe: Recipe, objective: Objective) -> dict[str, dict[str, Any]]:
+    """What every checkpoint of a run records, and a resumed run must have in common with it."""
+    return {
+        "model": dataclasses.asdict(objective.config),
+        "data": objective.identity(),
+        "objective": {"kind": recipe.objective.kind},
+        "optimizer": {"kind": optimizer_record(recipe)},
         "given": {"weights": given_weights(recipe)},
     }
-    del now["model"]["gradient_checkpointing"]  # how the same thing is computed
+
+
+def check_finite(checkpoint: Path) -> None:
+    """Raise UserError if a verified checkpoint is of a run that had diverged. Earlier versions saved those."""
+    probe = read_state(checkpoint).get("probe", {}).get("loss", 0.0)
+    if not math.isfinite(probe):
+        raise UserError(f"{checkpoint}: is of a run that had diverged: its recorded loss is {probe}")
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                if not torch.isfinite(tensors.get_tensor(name)).all():
+                    raise UserError(f"{path}: is of a run that had diverged: {name} holds numbers that are not finite")
+
+
+def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, objective: Objective) -> None:
+    """Raise UserError that names the first value in which a checkpoint differs from the run that would resume it.
+
+    A key that the record lacks did not exist when it was written, and means the key's default.
+    """
+    if checkpoint is None:
+        return
+    now = identity(recipe, objective)
+    shape = {field.name: field.default for field in dataclasses.fields(objective.config)}
+    defaults = {"objective": {"kind": ObjectiveSection().kind}, "model": shape}
+    del now["model"]["gradient_checkpointing"]  # it changes how the same numbers are computed
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
         del now["data"]["shards"]
     for section, values in now.items():
+        record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
-            recorded = state[section].get(key)
-            if recorded != value:
-                hint = "; data.allow_other=true goes on all the same" if key == "shards" else ""
+            if record.get(key) != value:
+                hint = "; data.allow_other=true resumes all the same" if key == "shards" else ""
                 raise UserError(
-                    f"{checkpoint}: has {section} {key} = {recorded}, this run {value}; choose another train.run, or"
-                    f" what the run began with{hint}"
+                    f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
+                    f" train.run, or what the run was started with{hint}"
                 )
 
 
-def checkpoint_bytes(config: DecoderConfig) -> int:
-    """Size of a checkpoint: three fp32 values for each parameter, and some headers."""
-    return 12 * config.parameter_count() + 1_000_000
+def checkpoint_bytes(config: Any, state_names: tuple[str, ...]) -> int:
+    """The largest size of a checkpoint: fp32 weights and optimizer states, and some headers."""
+    return 4 * (1 + len(state_names)) * config.parameter_count() + 1_000_000
 
 
-def space_fault(folder: Path, config: DecoderConfig) -> str:
-    """What to say where the disk has no room for a checkpoint; "" where it has."""
+def space_fault(folder: Path, config: Any, state_names: tuple[str, ...]) -> str:
+    """What to say if the disk has no room for a checkpoint, or ""."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config)
+    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config, state_names)
     if free >= needed:
         return ""
     return f"{folder}: a checkpoint takes {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; make room"
 
 
 def describe_checkpoints(run: Path, verify: bool) -> int:
-    """Print a table of a run's checkpoints, newest first. Returns how many are damaged, by sha256 where `verify`."""
+    """Print a table of a run's checkpoints, newest first, and return how many are damaged.
+
+    verify: compare every sha256.
+    """
     found = list_checkpoints(run)
     if not found:
         raise UserError(f"{run}: has no checkpoint")

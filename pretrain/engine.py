@@ -1,6 +1,6 @@
 """DeepSpeed: the environment it needs, the engine of a recipe, and its state as plain tensors.
 
-Nothing else in the project knows DeepSpeed's inside. On a machine without a GPU its CPU accelerator and gloo are used.
+No other file knows how DeepSpeed works inside. On a machine without a GPU, its CPU accelerator and gloo are used.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from data.common.files import UserError
-from model.decoder import Decoder, DecoderLayer
-from pretrain.recipe import Recipe, deepspeed_config
+from model.architecture import Architecture
+from pretrain.deepspeed_config import deepspeed_config
+from pretrain.held_out import Batch
+from pretrain.optimizer import Optimizer
+from pretrain.recipe import Recipe
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
@@ -40,13 +43,14 @@ from deepspeed.utils import (
 )
 
 logger.setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls of old names
-Engine = Any  # a DeepSpeedEngine, whose annotations do not describe it
-MOMENTS = ("exp_avg", "exp_avg_sq")
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module="torch.distributed"
+)  # DeepSpeed calls deprecated names
+Engine = Any  # a DeepSpeedEngine, whose annotations are wrong
 
 
 def init_distributed() -> torch.device:
-    """Join the process group that torchrun or deepspeed describes (alone where none does). Returns our device."""
+    """Join the process group that torchrun or deepspeed describes, or make one of a single rank. Returns our device."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ:
         os.environ.update(alone, MASTER_PORT=str(free_port()))
@@ -55,15 +59,16 @@ def init_distributed() -> torch.device:
         torch.cuda.set_device(local_rank)
         device, backend = torch.device("cuda", local_rank), "nccl"
     else:
-        # torchrun sets one thread; share the cores out instead.
+        # torchrun sets one thread for each rank. Divide the cores among the ranks instead.
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))))
-        # DeepSpeed's shared-memory collective would be compiled now, which needs g++ and ninja, and takes a minute.
+        # DeepSpeed would compile its shared-memory collective now, which needs g++ and ninja and takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         device, backend = torch.device("cpu"), "gloo"
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if restarts and not dist.is_initialized():
-        # torchrun --max-restarts keeps its store: without a prefix ranks meet the addresses of the dead (torch 2.13).
+        # torchrun --max-restarts keeps its store. Without a prefix, ranks would find the addresses of the dead ranks
+        # there (torch 2.13).
         kept = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = PrefixStore(f"restart-{restarts}", kept)
@@ -74,50 +79,37 @@ def init_distributed() -> torch.device:
 
 
 def free_port() -> int:
-    """A TCP port that is free on this machine now."""
+    """A TCP port that is free on this machine at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def build_engine(recipe: Recipe, decoder: Decoder, ranks: int) -> tuple[Engine, torch.optim.Optimizer]:
-    """The decoder and AdamW under DeepSpeed. The learning rate is set by the loop before each step."""
-    everything = list(decoder.parameters())
-    groups: list[dict[str, Any]] = [{"params": everything}]
-    if not recipe.optimizer.decay_biases_and_norms:
-        groups = [
-            {"params": [parameter for parameter in everything if parameter.dim() > 1]},
-            {"params": [parameter for parameter in everything if parameter.dim() < 2], "weight_decay": 0.0},
-        ]
-    settings: dict[str, Any] = {
-        "lr": recipe.optimizer.learning_rate,
-        "betas": recipe.optimizer.betas,
-        "eps": recipe.optimizer.epsilon,
-        "weight_decay": recipe.optimizer.weight_decay,
-    }
+def build_engine(recipe: Recipe, model: Architecture, ranks: int) -> tuple[Engine, Optimizer]:
+    """The model and its optimizer under DeepSpeed. The loop sets the learning rate before each step."""
     if recipe.deepspeed.offload_optimizer:
-        require_compiler("deepspeed.offload_optimizer", ("g++", "ninja"), "which compiles DeepSpeed's CPU Adam")
-        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    else:
-        optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
+        require_compiler("deepspeed.offload_optimizer", ("g++", "ninja"), "which DeepSpeed needs for its CPU Adam")
+    optimizer = Optimizer(recipe, model)
     if recipe.deepspeed.stage == 3:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
-        set_z3_leaf_modules(decoder, [DecoderLayer])
+        set_z3_leaf_modules(model, list(model.leaf_modules))
     accelerator: Any = get_accelerator()
     if recipe.train.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError('train.precision = "fp16": this device does not support it; use bf16 or fp32')
     if compiles(recipe):
-        decoder.compile_layers()
+        model.compile_layers()
     config = deepspeed_config(recipe, ranks)
-    with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use, unasked
-        engine, *_ = deepspeed.initialize(model=decoder, optimizer=optimizer, config=config, dist_init_required=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer.torch, config=config, dist_init_required=False
+        )
     return engine, optimizer
 
 
 def compiles(recipe: Recipe) -> bool:
-    """`train.compile`, or its default. UserError where it is asked for and inductor has no compiler.
+    """`train.compile`, or its default. Raises UserError if it is true and inductor finds no compiler.
 
-    On a CPU inductor writes C++, on a GPU triton's launchers are C.
+    On a CPU inductor compiles C++. On a GPU it compiles triton's launchers, which are C.
     """
     gpu = torch.cuda.is_available()
     if recipe.train.compile:
@@ -126,24 +118,19 @@ def compiles(recipe: Recipe) -> bool:
 
 
 def require_compiler(key: str, programs: tuple[str, ...], what_for: str) -> None:
-    """UserError where one of the programs that `key = true` needs is missing. pip's ninja lies beside our Python."""
+    """Raise UserError if a program that `key = true` needs is missing. pip's ninja is found beside our Python."""
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     missing = [name for name in programs if not shutil.which(name)]
     if missing:
         raise UserError(f"{key} = true: {missing[0]} is missing, {what_for}")
 
 
-def set_learning_rate(engine: Engine, rate: float) -> None:
-    """The rate of the next optimizer step."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-
-
 def finish_step(engine: Engine) -> tuple[float, bool]:
-    """`engine.step()` of the last micro-batch: the gradients' norm before clipping, and whether weights moved.
+    """Take the optimizer step after the last micro-batch.
 
-    DeepSpeed leaves a step out at stages 1 to 3 where a gradient is not finite. At stage 0 in fp32 it would apply it,
-    so there the reduced gradients, which are the same on every rank, are looked at first.
+    Returns the norm of the gradients before clipping, and whether the weights were updated. At stages 1 to 3 DeepSpeed
+    skips a step if a gradient is not finite. At stage 0 in fp32 it would apply the step, so the reduced gradients,
+    which are the same on every rank, are checked here first.
     """
     if engine.zero_optimization_stage() > 0:
         engine.step()
@@ -160,17 +147,20 @@ def finish_step(engine: Engine) -> tuple[float, bool]:
     return norm, False
 
 
-def gather_state(engine: Engine, optimizer: torch.optim.Optimizer, kind: str) -> dict[str, Tensor]:
-    """The whole fp32 weights ("model") or a moment ("exp_avg", "exp_avg_sq") by our names, on rank 0's CPU.
+def gather_state(engine: Engine, optimizer: Optimizer, kind: str) -> dict[str, Tensor]:
+    """The whole fp32 weights (kind "model") or one of the optimizer's states, by our names, on rank 0's CPU.
 
-    Every rank must call it; the others get empty tensors' names only. Works at any stage.
+    Works at every stage. Every rank must call it; on other ranks than 0 the result is empty.
     """
     gathered = {}
+    _link_states(engine, optimizer)
     for name, parameter in engine.module.named_parameters():
-        if kind != "model" and not optimizer.state:  # every step so far was skipped
+        if kind != "model" and kind not in optimizer.states[name]:
+            continue
+        if kind != "model" and not optimizer.torch.state:  # every step so far was skipped
             value = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
         elif engine.zero_optimization_stage() == 0:
-            value = parameter.detach() if kind == "model" else optimizer.state[parameter][kind]
+            value = parameter.detach() if kind == "model" else optimizer.torch.state[parameter][kind]
         elif kind == "model":
             value = safe_get_full_fp32_param(parameter)
         else:
@@ -183,45 +173,60 @@ def gather_state(engine: Engine, optimizer: torch.optim.Optimizer, kind: str) ->
 
 def restore_state(
     engine: Engine,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, dict[str, Tensor]],
+    optimizer: Optimizer,
+    read: Callable[[str], dict[str, Tensor]],
+    batch: Batch,
     updates: int,
     device: torch.device,
 ) -> None:
-    """Put fp32 weights, Adam's moments (by kind, then by our names; whole, on every rank) into the engine.
+    """Put the state of a checkpoint into the engine. Every rank must call it, at every stage.
 
-    updates: Adam's count of steps, for its bias correction.
+    read: the tensors of a kind ("model" or a state of the optimizer), whole, by our names. batch: any batch of the
+    run's objective. updates: the optimizer's updates so far.
 
-    The weights have to be in the decoder before `build_engine` too: the working weights in bf16 are made there, and
-    the fp32 masters from those. DeepSpeed makes the moments at the first step, so one is taken at learning rate 0,
-    which changes no weight.
+    The weights must be in the model before `build_engine` too: DeepSpeed makes the working weights in bf16 there, and
+    the fp32 masters from those. It makes the optimizer's states at the first step, so one step is taken here at
+    learning rate 0, which changes no weight.
     """
-    set_learning_rate(engine, 0.0)
-    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    optimizer.set_learning_rate(0.0)
     for _ in range(engine.gradient_accumulation_steps()):
-        engine.backward(engine(token, token) * 0.0)
+        engine.backward(engine(*(tensor.to(device) for tensor in batch)) * 0.0)
         engine.step()
-    for name, parameter in engine.module.named_parameters():
-        if engine.zero_optimization_stage() > 0:
-            safe_set_full_fp32_param(parameter, state["model"][name].to(device))
-        for kind in MOMENTS:
-            value = state[kind][name].to(device)
-            if engine.zero_optimization_stage() > 0:
-                safe_set_full_optimizer_state(parameter, value, kind)
+    _link_states(engine, optimizer)
+    stage = engine.zero_optimization_stage()
+    for kind in ("model", *optimizer.state_names):
+        tensors = read(kind) if kind != "model" or stage > 0 else {}  # at stage 0 the model holds the fp32 weights
+        for name, parameter in engine.module.named_parameters():
+            if name not in tensors:
+                continue
+            value = tensors[name].to(device)
+            if stage == 0:
+                optimizer.torch.state[parameter][kind].copy_(value)
+            elif kind == "model":
+                safe_set_full_fp32_param(parameter, value)
             else:
-                optimizer.state[parameter][kind].copy_(value)
-    for moments in optimizer.state.values():
-        counted = moments["step"]  # a tensor in torch's AdamW, a number in DeepSpeed's
-        moments["step"] = torch.full_like(counted, updates) if isinstance(counted, Tensor) else updates
+                safe_set_full_optimizer_state(parameter, value, kind)
+    optimizer.restore_update_count(updates)
+
+
+def _link_states(engine: Engine, optimizer: Optimizer) -> None:
+    """Let DeepSpeed find the states of all parameter groups at stages 1 and 2.
+
+    It links them once, after the first update of the first group, when the other groups have no states yet (0.19).
+    """
+    wrapper = engine.optimizer
+    if optimizer.torch.state and hasattr(wrapper, "_hp_optimizer_states_linked"):
+        wrapper._hp_optimizer_states_linked = False
+        wrapper._lazy_init_hp_params_optimizer_state()
 
 
 def loss_scale(engine: Engine) -> dict[str, float]:
-    """State of fp16's dynamic loss scaling; empty in other precisions."""
+    """The state of fp16's dynamic loss scaling. Empty in other precisions."""
     scaler = vars(getattr(engine.optimizer, "loss_scaler", object)) if engine.fp16_enabled() else {}
     return {name: value for name, value in scaler.items() if type(value) in (int, float)}
 
 
 def restore_loss_scale(engine: Engine, state: dict[str, float]) -> None:
-    """Put back what `loss_scale` gave."""
+    """Restore what `loss_scale` returned."""
     for name, value in state.items():
         setattr(engine.optimizer.loss_scaler, name, value)

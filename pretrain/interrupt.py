@@ -1,8 +1,8 @@
-"""The wish to stop: signals, a `stop` file in the run folder, a time limit.
+"""Reasons to stop a run early: a signal, a `stop` file in the run folder, a time limit.
 
-Any rank may have it; it rides on the all-reduce of each step (train.update), so that all ranks stop after the same
-step. A second signal ends the process at once: a thread of its own reads the signals, for the main thread may be
-waiting inside a collective for a rank that is gone.
+Any rank may have one. It is shared in the all-reduce of each step (train.update), so that all ranks stop after the same
+step. A second signal ends the process at once. A separate thread reads the signals, because the main thread may be
+waiting in a collective for a rank that is gone.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_WISH_SECONDS = 3.0
-"""A launcher repeats the terminal's signal to its ranks: signals this close together are one."""
+"""A launcher repeats the terminal's signal to its ranks, so signals this close together count as one."""
 SLURM_MARGIN_SECONDS = 300.0
-"""How long before the end of a Slurm job the run stops, to write its checkpoint."""
+"""The run stops this long before the end of its Slurm job, to write a checkpoint."""
 REASONS = ("", "a signal", "the stop file", "the time limit", "the end of the Slurm job")
 
 
 class StopWish:
-    """This rank's wish. `code()` is 0, or the index of the reason in REASONS."""
+    """Whether this rank has a reason to stop. `code()` is 0, or the index of the reason in REASONS."""
 
     def __init__(self, folder: Path, minutes: float, rank: int) -> None:
         self._stop_file = folder / "stop"
@@ -28,7 +28,7 @@ class StopWish:
         self._limit = time.time() + minutes * 60 if minutes else float("inf")
         self._job_end = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - SLURM_MARGIN_SECONDS
         if rank == 0:
-            self._stop_file.unlink(missing_ok=True)  # of an earlier process, which it may never have reached
+            self._stop_file.unlink(missing_ok=True)  # left over from an earlier process
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._before = [signal.signal(number, lambda *_: None) for number in SIGNALS]
@@ -45,7 +45,7 @@ class StopWish:
         os.close(reader)
 
     def code(self) -> int:
-        """The reason this rank has to stop; files and clocks are rank 0's to look at."""
+        """This rank's reason to stop. Only rank 0 looks at files and clocks."""
         if self._signalled:
             return 1
         if self._rank == 0:
@@ -58,7 +58,7 @@ class StopWish:
         return 0
 
     def close(self) -> None:
-        """Give the signals back and take an obeyed stop file away."""
+        """Restore the signal handlers and remove the stop file."""
         signal.set_wakeup_fd(-1)
         os.close(self._writer)  # ends the thread
         for number, handler in zip(SIGNALS, self._before, strict=True):

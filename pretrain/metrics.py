@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl`, TensorBoard and the progress line. Rank 0 only."""
+"""What a run reports: `metrics.jsonl`, TensorBoard and the progress line. Only rank 0 reports."""
 
 import json
 import math
@@ -14,27 +14,20 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from data.common.files import whole_file
-from model.attention import kernel_name
-from model.config import DecoderConfig
 from pretrain.run import Observer, Run
 
 SPIKE_WINDOW = 100  # steps
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
 
-def flops_per_token(config: DecoderConfig, context_length: int) -> float:
-    """Floating point operations of training a token: 6 N + 12 L d T (Chowdhery et al. 2022, appendix B)."""
-    return 6 * config.parameter_count() + 12 * config.num_hidden_layers * config.hidden_size * context_length
-
-
 def peak_flops() -> float | None:
-    """Peak of this GPU, None where it is not known: then no MFU is reported rather than a wrong one."""
+    """The peak of this GPU, in floating point operations a second. None if unknown: no MFU beats a wrong one."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 
 
 class Metrics:
-    """The record of a run. A resumed run forgets what came after its checkpoint."""
+    """The record of a run. A resumed run drops what was recorded after its checkpoint."""
 
     def __init__(self, run: Path, start_step: int, steps: int) -> None:
         self._path, self._steps = run / "metrics.jsonl", steps
@@ -48,14 +41,14 @@ class Metrics:
         self._started, self._start_step = time.monotonic(), start_step
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Record the values of a step; names with a slash group them in TensorBoard."""
+        """Record the values of a step. TensorBoard groups names by the part before the slash."""
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
         self._stream.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def line(self, step: int, text: str, passing: bool = False) -> None:
-        """Print a line of progress. On a terminal a passing one is overwritten by the next."""
+        """Print a line of progress. On a terminal, a passing line is overwritten by the next one."""
         done = max(step - self._start_step, 1)
         left = (time.monotonic() - self._started) / done * (self._steps - step)
         hours, seconds = divmod(int(left), 3600)
@@ -73,7 +66,7 @@ class Metrics:
 
 
 class Reporter(Observer):
-    """Reports the steps of a run and warns of spikes. Its `metrics` are what other observers report through."""
+    """Reports the steps of a run and warns of spikes. The other observers report through its `say`."""
 
     def __init__(self, run: Run) -> None:
         self.metrics = Metrics(run.folder, run.step, run.recipe.train.steps) if run.rank == 0 else None
@@ -81,20 +74,18 @@ class Reporter(Observer):
         self._steps, self._seconds = 0, 0.0  # since the last report, without evaluations and checkpoints
 
     def begin(self, run: Run) -> None:
-        """The first line."""
+        """Print the first line."""
         begun = f"resumed from {run.resumed_from}" if run.resumed_from else "new run"
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.recipe.train.precision]
-        kernel = kernel_name(run.config, run.device, precision, run.recipe.context_length())
-        compiled = "compiled" if run.engine.module.compiled else "eager"
+        how = run.engine.module.describe(run.device, precision, run.recipe.context_length())
         self.say(
             run,
-            f"{begun}: {run.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"
-            f" {run.recipe.train.precision}, {run.ranks} ranks; {compiled}, attention {kernel},"
-            f" recomputation {run.config.gradient_checkpointing}",
+            f"{begun}: {run.objective.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"
+            f" {run.recipe.train.precision}, {run.ranks} ranks; {how}",
         )
 
     def say(self, run: Run, text: str, passing: bool = False, **values: float) -> None:
-        """A line, and the finite values to record for this step; nothing on other ranks than 0."""
+        """Print a line and record the finite values for this step. Does nothing on other ranks than 0."""
         if self.metrics:
             finite = {name.replace("__", "/"): value for name, value in values.items() if math.isfinite(value)}
             if finite:
@@ -102,7 +93,7 @@ class Reporter(Observer):
             self.metrics.line(run.step, text, passing)
 
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
-        """Record every n-th step; speak at once of a skipped step and of a spike."""
+        """Report every n-th step, and a skipped step or a spike at once."""
         loss = report["loss"]
         self._steps, self._seconds = self._steps + 1, self._seconds + report["seconds"]
         if not report["applied"]:
@@ -122,7 +113,7 @@ class Reporter(Observer):
         text = f"loss {report['loss']:.4f}  lr {report['learning_rate']:.2e}  {speed:,.0f} tokens/s"
         peak = peak_flops()
         if peak:
-            mfu = speed * flops_per_token(run.config, run.recipe.context_length()) / (peak * run.ranks)
+            mfu = speed * run.objective.config.flops_per_token(run.recipe.context_length()) / (peak * run.ranks)
             values["train__mfu"] = mfu
             text += f"  MFU {mfu:.1%}"
         self.say(run, text, passing=not run.ending, **values)
@@ -134,6 +125,6 @@ class Reporter(Observer):
 
 
 def spike_bound(recent: Iterable[float]) -> float:
-    """Above this a loss is a spike: six standard deviations over the mean of the recent ones, 0.1 nats at least."""
+    """A loss above this is a spike: six standard deviations over the recent mean, and at least 0.1 nats."""
     losses = list(recent)
     return statistics.fmean(losses) + max(6 * statistics.pstdev(losses), 0.1)

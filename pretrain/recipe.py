@@ -1,16 +1,19 @@
-"""The settings of a run: a TOML file, `key=value` on the command line over it, defaults below it.
+"""The settings of a run: defaults, a TOML file over them, and `section.key=value` on the command line over both.
 
-One class for each section; unknown keys are refused with the nearest known one, all mistakes are reported together.
+Each section has a class of its own. Unknown keys are refused with the nearest known one, and all mistakes are reported
+together.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from data.common.files import UserError, read_json, read_manifest, sha256, whole_file
+from data.common.files import UserError, whole_file
 from data.common.settings import Section, override, read_toml, validate
+from data.text.ids import BOS_ID, EOS_ID, PAD_ID
 from model.config import PRESETS, Boundaries, DecoderConfig, Initialization, Recomputation
 from pretrain import ROOT
 
@@ -19,111 +22,127 @@ BUNDLED = ROOT / "launch" / "recipes"
 
 class ModelSection(Section):
     preset: str = "biogpt"
-    """Shape by name: tiny, biogpt, biogpt-large. The keys below change single values of it."""
+    """Shape by name: tiny, biogpt, biogpt-large. The keys below override single values of it."""
     hidden_size: int | None = Field(default=None, ge=1)
     num_hidden_layers: int | None = Field(default=None, ge=1)
     num_attention_heads: int | None = Field(default=None, ge=1)
     intermediate_size: int | None = Field(default=None, ge=1)
     max_position_embeddings: int | None = Field(default=None, ge=1)
     vocab_size: int | None = Field(default=None, ge=5)
-    """Checked against the shards where given; otherwise it is theirs."""
+    """If given, it must be that of the shards. By default it is taken from them."""
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     activation_dropout: float = Field(default=0.0, ge=0, lt=1)
     layerdrop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a layer is skipped in a micro-batch."""
     gradient_checkpointing: Recomputation = "none"
-    """Recompute activations in the backward pass. "selective": the cheap ones, a third of their memory for little time;
-    "full": all of a layer, nearly all of it for a third more time."""
+    """Recompute activations in the backward pass to save memory. "selective" recomputes the cheap ones, which saves a
+    third for little time; "full" recomputes whole layers, which saves nearly all for a third more time."""
     boundaries: Boundaries = "none"
-    """"document": attention stays inside a document of a packed block, positions begin anew. BioGPT's crosses them."""
+    """"document": attention stays inside each document of a packed block, and positions start again at each document.
+    "none": attention crosses documents, as in BioGPT."""
     initialization: Initialization = "fairseq"
+    """How weights are drawn: "fairseq" as the original BioGPT, "hf" as transformers."""
     weights: str | None = None
-    """Begin a new run with the weights of an HF folder, a .safetensors, a pytorch_model.bin or a fairseq checkpoint."""
+    """Start a new run from the weights of an HF folder, a .safetensors file, a pytorch_model.bin or a fairseq
+    checkpoint."""
 
 
 class DataSection(Section):
     shards: str = "shards"
     """Folder written by `biogpt shards`."""
     allow_other: bool = False
-    """Go on with other shards than the run began with; otherwise that is refused."""
+    """Resume a run with other shards than it was started with. Otherwise that is refused."""
 
 
 class TrainSection(Section):
     run: str = "run"
-    """Folder of this run. A run that is there goes on."""
+    """Folder of this run. If it holds a run already, that run is resumed."""
     steps: int = Field(default=200_000, ge=1)
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     global_batch_tokens: int = Field(default=524_288, ge=1)
-    """Tokens of one optimizer step over all ranks and accumulation: a multiple of context_length."""
+    """Tokens of one optimizer step, over all ranks and accumulation steps. A multiple of context_length."""
     context_length: int | None = Field(default=None, ge=2)
-    """Tokens of a block; default: the model's max_position_embeddings."""
+    """Tokens of a block. The default is the model's max_position_embeddings."""
     micro_batch_size: int = Field(default=8, ge=1)
-    """Blocks that one rank runs at once."""
+    """Blocks that one rank processes at once."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Number format of the working weights and activations. Master weights are always fp32."""
     compile: bool | None = None
-    """Compile the layers and the loss with torch.compile; default: on a GPU where a C compiler is found."""
+    """Compile the layers and the loss with torch.compile. By default on a GPU, if a C compiler is found."""
     seed: int = Field(default=1, ge=0)
+    """Seed of the initial weights, the order of the data, dropout and layerdrop."""
     stop_after_minutes: float = Field(default=0.0, ge=0)
-    """Stop with a checkpoint after so long, counted from this start; 0: never."""
+    """Stop with a checkpoint this many minutes after this start. 0 means never."""
     max_skipped_steps: int = Field(default=10, ge=1)
-    """So many steps in a row with gradients that are not finite end the run with an explanation."""
+    """End the run, with an explanation, after this many consecutive steps whose gradients are not finite."""
+
+
+class ObjectiveSection(Section):
+    kind: Literal["next_token"] = "next_token"
+    """What the model learns: "next_token" predicts each token of packed blocks from those before it."""
 
 
 class OptimizerSection(Section):
+    kind: Literal["adamw"] = "adamw"
+    """How updates are computed."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak of the schedule."""
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     gradient_clipping: float = Field(default=0.0, ge=0)
-    """Largest norm of the gradient; 0: none."""
+    """Scale gradients down to at most this norm. 0 means no clipping."""
     decay_biases_and_norms: bool = True
-    """BioGPT decays every parameter; false leaves out those of one dimension."""
+    """BioGPT applies weight decay to every parameter. false exempts those with one dimension."""
 
 
 class ScheduleSection(Section):
     kind: Literal["inverse_sqrt", "linear", "cosine", "wsd"] = "inverse_sqrt"
-    """inverse_sqrt is BioGPT's; wsd: warm-up, stable, then decay_steps of linear decay."""
+    """inverse_sqrt is BioGPT's. wsd is warm-up, a constant rate, then decay_steps of linear decay."""
     warmup_steps: int = Field(default=20_000, ge=0)
+    """Steps of linear warm-up."""
     initial_learning_rate: float = Field(default=1e-7, ge=0)
-    """Where the warm-up starts."""
+    """Rate at the start of the warm-up."""
     final_learning_rate: float = Field(default=0.0, ge=0)
-    """Where linear, cosine and wsd end, at train.steps."""
+    """Rate of linear, cosine and wsd at the end, after train.steps."""
     decay_steps: int = Field(default=0, ge=0)
-    """Steps of wsd's decay."""
+    """Steps of linear decay at the end of wsd."""
 
 
 class DeepSpeedSection(Section):
     stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage."""
     offload_optimizer: bool = False
-    """Moments and update on the CPU, by DeepSpeed's CPU Adam, which is compiled at its first use (stages 1 to 3)."""
+    """Keep the optimizer's states and compute its updates on the CPU (stages 1 to 3). DeepSpeed compiles its CPU Adam
+    at the first use."""
     offload_parameters: bool = False
-    """Weights on the CPU while they are not in use (stage 3)."""
+    """Keep weights on the CPU while they are not in use (stage 3)."""
     config: str | None = None
-    """DeepSpeed JSON of your own; default: launch/deepspeed/zero{stage}.json."""
+    """Your own DeepSpeed JSON file. The default is launch/deepspeed/zero{stage}.json."""
 
 
 class CheckpointSection(Section):
     every_steps: int = Field(default=1_000, ge=1)
+    """Save a checkpoint every this many steps, and at the end."""
     keep_last: int = Field(default=3, ge=1)
-    """The newest so many stay."""
+    """Keep this many of the newest checkpoints."""
     keep_every_steps: int = Field(default=0, ge=0)
-    """Those of every so many steps stay too; 0: none."""
+    """Also keep the checkpoints whose step is a multiple of this. 0 means none."""
     keep_best: bool = True
-    """The one with the lowest held-out loss stays too."""
+    """Also keep the checkpoint with the lowest held-out loss."""
 
 
 class EvaluateSection(Section):
     every_steps: int = Field(default=1_000, ge=1)
-    """Held-out loss at step 0, every so many steps, at each checkpoint and at the end."""
+    """Compute the held-out loss at step 0, every this many steps, at each checkpoint and at the end."""
     max_blocks: int = Field(default=0, ge=0)
-    """Blocks of the validation split to evaluate; 0: all."""
+    """Evaluate at most this many blocks of the validation split. 0 means all."""
 
 
 class LogSection(Section):
     every_steps: int = Field(default=10, ge=1)
+    """Log the loss and the speed every this many steps."""
 
 
 class Recipe(Section):
@@ -132,6 +151,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
+    objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
@@ -148,7 +168,7 @@ class Recipe(Section):
         return self.train.global_batch_tokens // self.context_length()
 
     def gradient_accumulation_steps(self, ranks: int) -> int:
-        """Micro-batches of one rank in a step; UserError where the global batch does not divide."""
+        """Micro-batches of one rank in a step. Raises UserError if the global batch does not divide evenly."""
         context_length, blocks = self.context_length(), self.global_batch_size()
         at_once = self.train.micro_batch_size * ranks
         if self.train.global_batch_tokens % context_length:
@@ -165,12 +185,17 @@ class Recipe(Section):
         return blocks // at_once
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        """The model's shape with the shards' vocabulary."""
-        rest: dict[str, Any] = {"layerdrop_seed": self.train.seed, "vocab_size": vocab_size}
+        """The model's shape, with the vocabulary size of the shards. Raises UserError if it is impossible."""
+        ids = {"bos_token_id": BOS_ID, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}
+        rest: dict[str, Any] = {"layerdrop_seed": self.train.seed, "vocab_size": vocab_size, **ids}
         try:
             return DecoderConfig(**(self._shape() | rest))
         except ValueError as error:
             raise UserError(f"model.{error}") from None
+
+    def with_shards(self, shards: Path) -> "Recipe":
+        """The same recipe for shards in another folder."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"shards": str(shards)})})
 
     def _shape(self) -> dict[str, Any]:
         given = self.model.model_dump(exclude={"preset", "weights"}, exclude_none=True)
@@ -178,7 +203,7 @@ class Recipe(Section):
 
 
 def load_recipe(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """A recipe from a TOML file or the name of a bundled one, with `section.key=value` overrides.
+    """Load a recipe from a TOML file, or a bundled one by name, with `section.key=value` overrides.
 
     Raises UserError that names every unknown key and bad value in one line.
     """
@@ -193,69 +218,76 @@ def load_recipe(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Rec
 
 
 def bundled_recipes() -> list[str]:
-    """Names of the recipes that come with the program."""
+    """The names of the recipes that come with the program."""
     return sorted(path.stem for path in BUNDLED.glob("*.toml"))
 
 
 def check_settings(settings: dict[str, Any], source: str) -> Recipe:
-    """Validate settings that come from `source`; UserError reports all mistakes together."""
+    """Validate settings that come from `source`. Raises UserError that reports all mistakes together."""
     recipe = validate(Recipe, settings, source)
     if recipe.model.preset not in PRESETS:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
-    if recipe.model.weights and recipe.model.initialization != ModelSection().initialization:
-        raise UserError(
-            f"{source}: model.initialization and model.weights: the weights are drawn or read; leave one out"
-        )
-    if recipe.deepspeed.stage == 0 and recipe.train.precision != "fp32":
-        raise UserError(
-            f"{source}: deepspeed.stage = 0 with train.precision = {recipe.train.precision!r}: DeepSpeed keeps no fp32"
-            " accumulation there; use deepspeed.stage=1, or train.precision=fp32"
-        )
-    if recipe.deepspeed.offload_optimizer and recipe.deepspeed.stage == 0:
-        raise UserError(f"{source}: deepspeed.offload_optimizer = true: needs deepspeed.stage 1, 2 or 3")
-    if recipe.deepspeed.offload_optimizer and recipe.deepspeed.stage < 3 and recipe.model.layerdrop:
-        raise UserError(
-            f"{source}: deepspeed.offload_optimizer = true with model.layerdrop: stages 1 and 2 would update a dropped"
-            " layer with its gradient of an earlier step (DeepSpeed 0.19); use deepspeed.stage=3"
-        )
-    if recipe.deepspeed.offload_parameters and recipe.deepspeed.stage != 3:
-        raise UserError(f"{source}: deepspeed.offload_parameters = true: needs deepspeed.stage=3")
-    check_schedule(recipe, source)
-    limit = recipe._shape()["max_position_embeddings"]
-    if recipe.context_length() > limit:
-        raise UserError(
-            f"{source}: train.context_length = {recipe.context_length()}: longer than the model's"
-            f" max_position_embeddings {limit}"
-        )
-    recipe.decoder_config(vocab_size=8)
+    mistakes = [*_model_mistakes(recipe), *_deepspeed_mistakes(recipe), *_schedule_mistakes(recipe)]
+    if mistakes:
+        raise UserError(f"{source}: {'; '.join(mistakes)}")
     return recipe
 
 
-def check_schedule(recipe: Recipe, source: str) -> None:
-    """UserError where a key of the schedule is missing, does not fit, or would do nothing."""
+def _model_mistakes(recipe: Recipe) -> Iterator[str]:
+    if recipe.model.weights and recipe.model.initialization != ModelSection().initialization:
+        yield "model.initialization and model.weights: weights are either drawn or read, so remove one of the keys"
+    limit = recipe._shape()["max_position_embeddings"]
+    if recipe.context_length() > limit:
+        yield (
+            f"train.context_length = {recipe.context_length()}: longer than the model's max_position_embeddings {limit}"
+        )
+    try:
+        recipe.decoder_config(vocab_size=8)
+    except UserError as error:
+        yield str(error)
+
+
+def _deepspeed_mistakes(recipe: Recipe) -> Iterator[str]:
+    chosen, precision = recipe.deepspeed, recipe.train.precision
+    if chosen.stage == 0 and precision != "fp32":
+        yield (
+            f"deepspeed.stage = 0 with train.precision = {precision!r}: DeepSpeed does not accumulate in fp32 there;"
+            " use deepspeed.stage=1, or train.precision=fp32"
+        )
+    if chosen.offload_optimizer and chosen.stage == 0:
+        yield "deepspeed.offload_optimizer = true: needs deepspeed.stage 1, 2 or 3"
+    elif chosen.offload_optimizer and chosen.stage < 3 and recipe.model.layerdrop:
+        yield (
+            "deepspeed.offload_optimizer = true with model.layerdrop: at stages 1 and 2, DeepSpeed 0.19 would update a"
+            " dropped layer with its gradient of an earlier step; use deepspeed.stage=3"
+        )
+    if chosen.offload_parameters and chosen.stage != 3:
+        yield "deepspeed.offload_parameters = true: needs deepspeed.stage=3"
+
+
+def _schedule_mistakes(recipe: Recipe) -> Iterator[str]:
+    """Keys of the schedule that are missing, do not fit or would do nothing."""
     schedule = recipe.schedule
     kind, warmup = schedule.kind, schedule.warmup_steps
     decay, final = schedule.decay_steps, schedule.final_learning_rate
     if kind == "wsd" and not decay:
-        raise UserError(f'{source}: schedule.kind = "wsd" needs schedule.decay_steps')
-    if kind == "wsd" and warmup + decay > recipe.train.steps:
-        raise UserError(
-            f"{source}: schedule.warmup_steps {warmup} and schedule.decay_steps {decay} are more than train.steps"
+        yield 'schedule.kind = "wsd": needs schedule.decay_steps'
+    elif kind == "wsd" and warmup + decay > recipe.train.steps:
+        yield (
+            f"schedule.warmup_steps {warmup} and schedule.decay_steps {decay} together are more than train.steps"
             f" {recipe.train.steps}"
         )
-    if kind != "wsd" and decay:
-        raise UserError(
-            f'{source}: schedule.decay_steps = {decay}: schedule.kind = "{kind}" reads none; leave it out, or use wsd'
-        )
+    elif kind != "wsd" and decay:
+        yield f'schedule.decay_steps = {decay}: schedule.kind = "{kind}" does not use it; remove it, or use wsd'
     if kind == "inverse_sqrt" and final:
-        raise UserError(
-            f'{source}: schedule.final_learning_rate = {final}: schedule.kind = "{kind}" reads none; leave it out, or'
-            " use linear, cosine or wsd"
+        yield (
+            f'schedule.final_learning_rate = {final}: schedule.kind = "{kind}" does not use it; remove it, or use'
+            " linear, cosine or wsd"
         )
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved settings as TOML, paths absolute. JSON's strings, numbers and arrays are TOML's too."""
+    """Write the resolved settings as TOML, with absolute paths. JSON's strings, numbers and arrays are valid TOML."""
     lines = []
     settings = recipe.model_dump(mode="json", exclude_none=True)
     for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config"), ("model", "weights")):
@@ -267,75 +299,6 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         stream.write("\n".join(lines).encode())
 
 
-def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed JSON of the recipe with every "auto" filled in; UserError where it contradicts the recipe."""
-    own = recipe.deepspeed.config
-    path = Path(own) if own else ROOT / "launch" / "deepspeed" / f"zero{recipe.deepspeed.stage}.json"
-    config = read_json(path)
-    accumulation = recipe.gradient_accumulation_steps(ranks)
-    decided: dict[str, Any] = {
-        "train_batch_size": recipe.global_batch_size(),
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": recipe.optimizer.gradient_clipping,
-        "bf16.enabled": recipe.train.precision == "bf16",
-        "fp16.enabled": recipe.train.precision == "fp16",
-        "zero_optimization.stage": recipe.deepspeed.stage,
-    }
-    for part in ("optimizer", "parameters"):
-        key = "offload_param" if part == "parameters" else f"offload_{part}"
-        wanted = "cpu" if getattr(recipe.deepspeed, f"offload_{part}") else "none"
-        if wanted == "cpu" or key in config.get("zero_optimization", {}):
-            decided[f"zero_optimization.{key}.device"] = wanted
-    if "optimizer" in config or "scheduler" in config:
-        raise UserError(f"{path}: remove `optimizer` and `scheduler`; the recipe decides both")
-    if "activation_checkpointing" in config:
-        raise UserError(
-            f"{path}: remove `activation_checkpointing`, it would do nothing; the key is model.gradient_checkpointing"
-        )
-    for key, value in decided.items():
-        *sections, name = key.split(".")
-        section = config
-        for part in sections:
-            section = section.setdefault(part, {})
-        if section.setdefault(name, "auto") not in ("auto", value):
-            raise UserError(f'{path}: {key} = {json.dumps(section[name])}, but the recipe says {value}; write "auto"')
-        section[name] = value
-    return config
-
-
-def check_inputs(recipe: Recipe, ranks: int) -> dict[str, Any]:
-    """Refuse, before any rank starts, what can be known to fail. Returns the manifest of the shards."""
-    manifest = read_manifest(Path(recipe.data.shards), "shards")
-    vocabulary = manifest["counts"]["vocabulary"]
-    if recipe.model.vocab_size not in (None, vocabulary):
-        raise UserError(
-            f"model.vocab_size = {recipe.model.vocab_size}: {recipe.data.shards} was made with a vocabulary of"
-            f" {vocabulary}; leave the key out"
-        )
-    if not manifest["counts"]["validation"]["tokens"]:
-        raise UserError(
-            f"{recipe.data.shards}: its validation split is empty; make the corpus with a larger --validation-fraction"
-        )
-    deepspeed_config(recipe, ranks)
-    return manifest
-
-
-def optimizer_kind(recipe: Recipe) -> str:
-    """What makes the updates; recorded in checkpoints, for another one would round differently."""
-    return "deepspeed.ops.adam.DeepSpeedCPUAdam" if recipe.deepspeed.offload_optimizer else "torch.optim.AdamW"
-
-
 def given_weights(recipe: Recipe) -> str | None:
-    """Where a new run takes its weights from, absolute; None where they are drawn."""
+    """The absolute path of the weights that a new run starts from, or None if they are drawn."""
     return str(Path(recipe.model.weights).resolve()) if recipe.model.weights else None
-
-
-def data_identity(recipe: Recipe) -> dict[str, Any]:
-    """What the order and content of the training data depend on, besides the step."""
-    return {
-        "shards": sha256(Path(recipe.data.shards) / "manifest.json"),
-        "context_length": recipe.context_length(),
-        "global_batch_tokens": recipe.train.global_batch_tokens,
-        "seed": recipe.train.seed,
-    }

@@ -1,4 +1,4 @@
-"""A run in progress: what the loop and its observers share."""
+"""A run in progress: the state that the loop and its observers share."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,43 +6,39 @@ from typing import Any
 
 import torch
 
-from data.shards.blocks import TokenStream, TrainingBlocks
-from model.config import DecoderConfig
+from pretrain.objective import Objective
+from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
 
 
 @dataclass(kw_only=True)
 class Run:
-    """State of one rank. `step`, `held_out`, `best`, `skipped` and `tokens` are the same on every rank."""
+    """The state of one rank. `step`, `held_out`, `best`, `skipped` and `stop_reason` are the same on every rank."""
 
     recipe: Recipe
+    objective: Objective
     folder: Path
-    config: DecoderConfig
-    data: dict[str, Any]
-    """What the data order depends on: recorded in every checkpoint, compared at resume."""
     engine: Any
-    """DeepSpeed's; see pretrain/engine.py."""
-    optimizer: torch.optim.Optimizer
+    """DeepSpeed's engine; see engine.py."""
+    optimizer: Optimizer
     device: torch.device
     rank: int
     ranks: int
-    train: TrainingBlocks
-    validation: TokenStream
     resumed_from: str = ""
-    """Name of the checkpoint that the run went on from."""
+    """Name of the checkpoint that this run was resumed from."""
     recorded_probe: dict[str, Any] = field(default_factory=dict)
-    """Loss of the first held-out blocks that the checkpoint recorded, and its precision; empty for other blocks."""
+    """Loss of the first held-out examples as that checkpoint recorded it, and its precision. Empty on other data."""
     step: int = 0
-    """Optimizer steps done, skipped ones included."""
+    """Number of optimizer steps done, skipped ones included."""
     skipped: int = 0
-    """Steps left out because a gradient was not finite."""
+    """Number of steps skipped because a gradient was not finite."""
     skipped_in_a_row: int = 0
     held_out: dict[str, Any] = field(default_factory=dict)
     """The last evaluation, with its step."""
     best: dict[str, Any] = field(default_factory=dict)
     """The evaluation with the lowest loss so far."""
     stop_reason: str = ""
-    """Why the run ends before its last step; the same on every rank, for each stops after the same step."""
+    """Why the run ends before its last step, or ""."""
 
     @property
     def ending(self) -> bool:
@@ -51,13 +47,13 @@ class Run:
 
 
 class Observer:
-    """Something that watches a run; the loop does not know what."""
+    """Something that watches a run. The loop does not know what it does, and the order of observers does not matter."""
 
     def begin(self, run: Run) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
-        """After each step; the report is that of `train.update`."""
+        """Called after each step with the report of `train.update`."""
 
     def close(self) -> None:
-        """At the end, also after an error."""
+        """Called at the end, also after an error."""

@@ -1,34 +1,32 @@
 """The observer that writes a run's checkpoints, and what ranks agree on when they load one."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
-from data.common.files import UserError, write_json
-from model.hf import to_hf
+from data.common.files import UserError
 from pretrain import engine as engines
-from pretrain.checkpoint import (
-    KINDS,
-    CheckpointWriter,
-    newest_checkpoint,
-    prune,
-    read_state,
-    space_fault,
-)
-from pretrain.evaluate import PROBE_BLOCKS, evaluate_run
+from pretrain.checkpoint import CheckpointWriter, Diverged, identity, newest_checkpoint, prune, read_state, space_fault
+from pretrain.evaluate import Evaluator, evaluate_run
+from pretrain.held_out import PROBE_EXAMPLES
 from pretrain.metrics import Reporter
-from pretrain.recipe import given_weights, optimizer_kind
 from pretrain.run import Observer, Run
+from pretrain.run_folder import write_run_manifest
 
 Result = TypeVar("Result")
 PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
-"""How far the first loss after a resume may be from the recorded one, in nats: another layout sums in another order."""
+"""How far the first loss after a resume may be from the recorded one, in nats. Another layout sums in another order."""
 
 
 def on_rank_0(function: Callable[..., Result], *arguments: Any) -> Result:
-    """What the function gives on rank 0, on every rank. Its UserError too, so that no rank waits for one that left."""
+    """Call the function on rank 0 and return its result on every rank.
+
+    Its UserError is raised on every rank too, so that no rank waits for one that has left.
+    """
     box: list[Any] = [None, ""]
     if dist.get_rank() == 0:
         try:
@@ -42,27 +40,27 @@ def on_rank_0(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest whole checkpoint and its state, (None, {}) for a new run. Rank 0 looks, all ranks get the same."""
+    """The newest whole checkpoint of a run and its state, or (None, {}) for a new run. Rank 0 decides for all ranks."""
     checkpoint, faults = on_rank_0(newest_checkpoint, folder)
     if checkpoint is None:
         return None, {}
     if dist.get_rank() == 0:
         for fault in faults:
-            print(f"biogpt: warning: {fault}; going on from {checkpoint.name}", flush=True)
+            print(f"biogpt: warning: {fault}; resuming from {checkpoint.name}", flush=True)
     return checkpoint, read_state(checkpoint)
 
 
 class Saver(Observer):
-    """Writes a checkpoint every n-th step and at the end; keeps and removes by rule."""
+    """Writes a checkpoint every `checkpoint.every_steps` steps and at the end, and removes old ones by rule."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, evaluator: Evaluator) -> None:
+        self._reporter, self._evaluator = reporter, evaluator
 
     def begin(self, run: Run) -> None:
-        """The first loss after a resume against the one that was recorded."""
+        """Compare the first loss after a resume with the recorded one. Raises RuntimeError if they differ."""
         if not run.recorded_probe:
             return
-        recorded, found = run.recorded_probe["loss"], evaluate_run(run, PROBE_BLOCKS)["loss"]
+        recorded, found = run.recorded_probe["loss"], evaluate_run(run, PROBE_EXAMPLES)["loss"]
         bound = max(PROBE_BOUND[run.recipe.train.precision], PROBE_BOUND[run.recorded_probe["precision"]])
         if not abs(found - recorded) <= bound:
             raise RuntimeError(
@@ -71,10 +69,12 @@ class Saver(Observer):
             )
 
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
-        """Save where it is due. Where the disk has no room the run goes on, unless this was its last step."""
+        """Save if it is due. If the disk is full the run goes on, unless this was its last step."""
         if not run.ending and run.step % run.recipe.checkpoint.every_steps:
             return
-        fault = on_rank_0(space_fault, run.folder, run.config)
+        if not run.stop_reason:
+            self._evaluator.evaluate(run)
+        fault = on_rank_0(space_fault, run.folder, run.objective.config, run.optimizer.state_names)
         if not fault:
             self._save(run)
         elif run.ending:
@@ -83,13 +83,17 @@ class Saver(Observer):
             self._reporter.say(run, f"warning: no checkpoint: {fault}")
 
     def _save(self, run: Run) -> None:
-        """Every rank takes part in gathering the state, rank 0 writes."""
-        probe = evaluate_run(run, PROBE_BLOCKS)["loss"]
+        """Every rank takes part in gathering the state. Rank 0 writes it.
+
+        Raises Diverged on every rank, and saves nothing, if a number of the state is not finite.
+        """
+        probe = evaluate_run(run, PROBE_EXAMPLES)["loss"]
+        if not math.isfinite(probe):
+            raise Diverged(run.folder, run.step, f"the held-out loss is {probe}")
         writer = CheckpointWriter(run.folder, run.step) if run.rank == 0 else None
-        for kind in KINDS:
+        for kind in ("model", *run.optimizer.state_names):
             tensors = engines.gather_state(run.engine, run.optimizer, kind)
-            if writer:
-                writer.add(kind, to_hf(tensors, run.config.vocab_size))
+            on_rank_0(_add, writer, kind, run.engine.module.to_hf(tensors))
         if writer:
             state = {
                 "step": run.step,
@@ -98,14 +102,20 @@ class Saver(Observer):
                 "best": run.best,
                 "probe": {"loss": probe, "precision": run.recipe.train.precision},
                 "loss_scale": engines.loss_scale(run.engine),
-                "optimizer": {"kind": optimizer_kind(run.recipe)},
-                "given": {"weights": given_weights(run.recipe)},
-                "model": vars(run.config),
-                "data": run.data,
+                **identity(run.recipe, run.objective),
             }
             path = writer.finish(state)
-            write_json(run.folder / "manifest.json", {"kind": "run", "version": 1, **state})
+            write_run_manifest(run.folder, state)
             keep = run.recipe.checkpoint
             prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
             self._reporter.say(run, f"checkpoint {path}")
         dist.barrier()
+
+
+def _add(writer: CheckpointWriter, kind: str, tensors: dict[str, Tensor]) -> None:
+    """Write a kind of tensors, or leave nothing behind."""
+    try:
+        writer.add(kind, tensors)
+    except UserError:
+        writer.abandon()
+        raise

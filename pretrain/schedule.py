@@ -1,4 +1,4 @@
-"""Learning rates as functions of our own step, which a skipped update does not hold back."""
+"""Learning rates as functions of the run's own step, which skipped updates count in too."""
 
 import math
 
@@ -6,11 +6,11 @@ from pretrain.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of update number `step`, from 0.
+    """The learning rate of update number `step`, counted from 0.
 
-    All kinds warm up linearly: initial + n (peak - initial) / warmup after n updates. Then
-    inverse_sqrt: peak sqrt(warmup / n), fairseq's optim/lr_scheduler/inverse_square_root_schedule.py;
-    linear, cosine: from the peak to the final rate at train.steps (transformers' optimization.py, with a floor);
+    All kinds warm up linearly: after n updates the rate is initial + n (peak - initial) / warmup. After that:
+    inverse_sqrt: peak sqrt(warmup / n), as in fairseq's optim/lr_scheduler/inverse_square_root_schedule.py;
+    linear, cosine: from the peak to the final rate at train.steps, as in transformers' optimization.py with a floor;
     wsd: the peak, then linear to the final rate over the last decay_steps (Hu et al. 2024, MiniCPM).
     """
     schedule, peak, steps = recipe.schedule, recipe.optimizer.learning_rate, recipe.train.steps

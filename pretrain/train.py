@@ -1,12 +1,11 @@
 """Train a run: `torchrun -m pretrain.train RECIPE [section.key=value ...]`, or `biogpt train`, which calls that.
 
-parse, build, train, close. The loop knows the update; what watches a run are observers beside it.
+The file reads in the order of a run: parse, build, train, close. The loop computes updates; observers do the rest.
 """
 
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,25 +17,24 @@ if __name__ == "__main__" and __package__ is None:  # `deepspeed pretrain/train.
 import torch
 import torch.distributed as dist
 
-from data.common.files import UserError, verify_files
-from data.shards.blocks import TokenStream, TrainingBlocks
-from model.decoder import Decoder
+from data.common.files import UserError
 from pretrain import engine as engines
-from pretrain.checkpoint import KINDS, check_state, read_tensors, space_fault
+from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
 from pretrain.evaluate import Evaluator
 from pretrain.interrupt import REASONS, StopWish
 from pretrain.metrics import Reporter
-from pretrain.recipe import Recipe, check_inputs, data_identity, load_recipe, write_recipe
+from pretrain.objective import make_objective
+from pretrain.recipe import Recipe, load_recipe, write_recipe
 from pretrain.run import Observer, Run
+from pretrain.run_folder import begin_run_folder, check_run_folder
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
-from pretrain.weights import load_weights
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program of one rank."""
     parser = argparse.ArgumentParser(prog="pretrain.train", description=__doc__)
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
     parser.add_argument("recipe", help="a TOML file, or the name of a bundled recipe")
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
@@ -50,12 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(recipe: Recipe) -> Run:
-    """Build or resume the run of the recipe and train it, to its last step or to a wish to stop. On every rank."""
+    """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank."""
     device = engines.init_distributed()
     run = build(recipe, device)
     wish = StopWish(run.folder, recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
-    observers: list[Observer] = [reporter, Evaluator(reporter), Saver(reporter)]
+    evaluator = Evaluator(reporter)
+    observers: list[Observer] = [reporter, evaluator, Saver(reporter, evaluator)]
     try:
         for observer in observers:
             observer.begin(run)
@@ -72,76 +71,76 @@ def train(recipe: Recipe) -> Run:
 
 
 def build(recipe: Recipe, device: torch.device) -> Run:
-    """Everything of a run, from its newest whole checkpoint where it has one. UserError before anything is written."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    manifest = check_inputs(recipe, ranks)
-    shards, folder = Path(recipe.data.shards), Path(recipe.train.run)
-    config = recipe.decoder_config(manifest["counts"]["vocabulary"])
-    data = data_identity(recipe)
-    on_rank_0(verify_files, shards, manifest)
-    fault = on_rank_0(space_fault, folder, config)
+    """Build a run, from its newest whole checkpoint if it has one. Raises UserError before anything is written."""
+    rank, ranks, folder = dist.get_rank(), dist.get_world_size(), Path(recipe.train.run)
+    on_rank_0(check_run_folder, folder)
+    objective = make_objective(recipe)
+    objective.check()
+    on_rank_0(objective.verify)
+    resumed, state = load_newest(folder)
+    check_state(resumed, state, recipe, objective)
+
+    model = objective.build_model()
+    if resumed:
+        model.load_state_dict(read_tensors(resumed, "model", model))
+    elif recipe.model.weights:
+        objective.load_weights(model, Path(recipe.model.weights))
+    engine, optimizer = engines.build_engine(recipe, model, ranks)
+    fault = on_rank_0(space_fault, folder, objective.config, optimizer.state_names)
     if fault:
         raise UserError(fault)
-    resumed, state = load_newest(folder)
-    check_state(resumed, state, recipe, config, data)
-    training = TrainingBlocks(TokenStream(shards, manifest, "train"), recipe.context_length(), recipe.train.seed)
-
-    torch.manual_seed(recipe.train.seed)
-    decoder = Decoder(config)
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
     if resumed:
-        tensors = {kind: read_tensors(resumed, kind) for kind in KINDS}
-        decoder.load_state_dict(tensors["model"])
-    elif recipe.model.weights:
-        load_weights(decoder, Path(recipe.model.weights), shards / "tokenizer")
-    engine, optimizer = engines.build_engine(recipe, decoder, ranks)
-    if resumed:
-        engines.restore_state(engine, optimizer, tensors, state["step"] - state["skipped"], device)
+        batch = objective.batch(range(recipe.train.micro_batch_size))
+        updates = state["step"] - state["skipped"]
+        engines.restore_state(
+            engine, optimizer, lambda kind: read_tensors(resumed, kind, model), batch, updates, device
+        )
         engines.restore_loss_scale(engine, state["loss_scale"])
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
         write_recipe(recipe, folder / "recipe.toml")
-        shutil.copytree(shards / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    same_data = resumed and state["data"] == objective.identity()
     return Run(
         recipe=recipe,
+        objective=objective,
         folder=folder,
-        config=config,
-        data=data,
         engine=engine,
         optimizer=optimizer,
         device=device,
         rank=rank,
         ranks=ranks,
-        train=training,
-        validation=TokenStream(shards, manifest, "validation"),
         resumed_from=resumed.name if resumed else "",
         step=state.get("step", 0),
         skipped=state.get("skipped", 0),
         held_out=state.get("held_out", {}),
         best=state.get("best", {}),
-        recorded_probe=state["probe"] if resumed and state["data"]["shards"] == data["shards"] else {},
+        recorded_probe=state["probe"] if same_data else {},
     )
 
 
 def update(run: Run, wish: StopWish) -> dict[str, Any]:
-    """One optimizer step on the global batch of `run.step`. Returns its loss in nats a token and what went with it."""
+    """One optimizer step on the global batch of `run.step`. Returns its loss in nats a target and other figures."""
     started = time.monotonic()
-    recipe, engine = run.recipe, run.engine
+    recipe, engine, objective = run.recipe, run.engine, run.objective
     micro_batch_size, size = recipe.train.micro_batch_size, recipe.global_batch_size()
     rate = learning_rate(recipe, run.step)
-    engines.set_learning_rate(engine, rate)
+    run.optimizer.set_learning_rate(rate)
     seed_draws(recipe.train.seed, run.step, run.rank)
     engine.train()
     total = torch.zeros((), device=run.device)
     norm, applied = float("nan"), False
     accumulation = engine.gradient_accumulation_steps()
+    counted = objective.counted_targets(range(run.step * size, (run.step + 1) * size))
+    blocks = f"{run.step * size} to {(run.step + 1) * size - 1}"
+    if not counted:
+        raise UserError(f"step {run.step + 1}: none of its examples ({blocks}) has a target; check the data")
     for micro_step in range(accumulation):
         first = run.step * size + (micro_step * run.ranks + run.rank) * micro_batch_size
-        inputs, targets = run.train.batch(range(first, first + micro_batch_size))
-        loss = engine(inputs.to(run.device), targets.to(run.device), step=run.step, micro_step=micro_step)
+        batch = objective.batch(range(first, first + micro_batch_size))
+        loss = engine(*(tensor.to(run.device) for tensor in batch), step=run.step, micro_step=micro_step)
         total += loss.detach()
-        # DeepSpeed averages over ranks and accumulation, so this is the sum over the global batch by its tokens.
-        engine.backward(loss / targets.numel())
+        # DeepSpeed averages over ranks and accumulation, so this is the sum over the global batch by its targets.
+        engine.backward(loss / (counted / (run.ranks * accumulation)))
         if micro_step < accumulation - 1:
             engine.step()
         else:
@@ -151,15 +150,12 @@ def update(run: Run, wish: StopWish) -> dict[str, Any]:
     run.stop_reason = REASONS[stop]
     run.skipped += not applied
     run.skipped_in_a_row = 0 if applied else run.skipped_in_a_row + 1
-    blocks = f"{(run.step - 1) * size} to {run.step * size - 1}"
     if run.skipped_in_a_row == recipe.train.max_skipped_steps:
-        raise FloatingPointError(
-            f"{run.skipped_in_a_row} steps in a row had gradients that are not finite, the last one step {run.step}"
-            f" (blocks {blocks}); lower optimizer.learning_rate, clip (optimizer.gradient_clipping=1.0) or, with fp16,"
-            " take bf16; the run goes on from its last checkpoint"
-        )
+        skipped = f"{run.skipped_in_a_row} steps in a row had gradients that are not finite"
+        hint = " (train.precision=bf16 may help)" if recipe.train.precision == "fp16" else ""
+        raise Diverged(run.folder, run.step, f"{skipped}{hint}, the last on blocks {blocks}")
     return {
-        "loss": loss / recipe.train.global_batch_tokens,
+        "loss": loss / counted,
         "learning_rate": rate,
         "gradient_norm": norm,
         "applied": applied,
@@ -169,7 +165,7 @@ def update(run: Run, wish: StopWish) -> dict[str, Any]:
 
 
 def share(total: torch.Tensor, stop: int) -> tuple[float, int]:
-    """Sum of all ranks' losses and the first rank's reason to stop: the one all-reduce of our own in a step."""
+    """The sum of all ranks' losses, and the first rank's reason to stop: our only all-reduce in a step."""
     ranks = dist.get_world_size()
     shared = torch.zeros(1 + ranks, dtype=torch.float64, device=total.device)
     shared[0] = total

@@ -1,4 +1,4 @@
-"""Weights that a new run begins with: an HF folder, or a file of safetensors, of torch or of fairseq."""
+"""The weights that a new run starts from: an HF folder, or a file of safetensors, torch or fairseq."""
 
 import argparse
 import pickle
@@ -10,19 +10,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
+from model.architecture import Architecture
 from model.config import DecoderConfig
-from model.decoder import Decoder
-from model.hf import EMBEDDING, from_hf, hf_config
+from model.hf import EMBEDDING, hf_config, weights_from_hf
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-"""What transformers calls the weights in a folder; the first that is there is taken."""
+"""The names of the weights in a folder of transformers. The first that exists is used."""
 
 
-def load_weights(decoder: Decoder, path: Path, tokenizer: Path) -> None:
+def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
     """Load all weights of the decoder from `path`.
 
-    tokenizer: the folder of the run's own; one beside the weights has to be the same. Raises UserError that names what
-    does not fit.
+    tokenizer: folder of the run's tokenizer. A tokenizer that comes with the weights must be the same. Raises UserError
+    that names what does not fit.
     """
     if path.is_dir():
         check_tokenizer(path, tokenizer)
@@ -30,14 +30,17 @@ def load_weights(decoder: Decoder, path: Path, tokenizer: Path) -> None:
     try:
         given = read_weights(path)
         rows = {name: len(tensor) for name, tensor in given.items() if name.endswith(EMBEDDING)}
-        converted = from_hf(given)
+        converted = weights_from_hf(given)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     wrong = [(name, count) for name, count in rows.items() if count != decoder.config.vocab_size]
     if wrong:
         raise UserError(
-            f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, the shards' vocabulary {decoder.config.vocab_size} words"
+            f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, but the shards' vocabulary has {decoder.config.vocab_size}"
         )
+    for name, tensor in given.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; these weights cannot be trained on")
     wanted = decoder.state_dict()
     for name in [*wanted, *converted]:
         if name not in converted or name not in wanted:
@@ -53,7 +56,7 @@ def load_weights(decoder: Decoder, path: Path, tokenizer: Path) -> None:
 
 
 def check_tokenizer(folder: Path, tokenizer: Path) -> None:
-    """UserError where the folder's manifest or its tokenizer, where it has them, do not fit."""
+    """Raise UserError if the folder has a manifest or a tokenizer that does not fit."""
     if (folder / MANIFEST).is_file():
         verify_files(folder, read_manifest(folder, "hf"))
     for name in ("vocab.json", "merges.txt"):
@@ -62,7 +65,7 @@ def check_tokenizer(folder: Path, tokenizer: Path) -> None:
 
 
 def check_config(folder: Path, config: DecoderConfig) -> None:
-    """UserError where the folder's config.json, where it has one, differs in what no shape of a weight shows."""
+    """Raise UserError if the folder's config.json differs in a setting that the weights' shapes do not show."""
     path = folder / "config.json"
     given, ours = read_json(path) if path.is_file() else {}, hf_config(config)
     for key in ("num_attention_heads", "hidden_act", "scale_embedding"):
@@ -71,7 +74,7 @@ def check_config(folder: Path, config: DecoderConfig) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a folder or file, by the names they have there."""
+    """The tensors of a folder or file, by the names they have there. Raises UserError if they cannot be read."""
     if path.is_dir():
         found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
         if found is None:
@@ -85,7 +88,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's settings, beside its weights
+        with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq stores its settings with the weights
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{path}: torch reads no weights from it ({str(error).splitlines()[0]})") from None

@@ -17,8 +17,6 @@ from data.common.hashing import mix64
 from data.shards.indexed import IndexedTokens
 from data.text.ids import EOS_ID, PAD_ID
 
-IGNORED = -100  # target of a padded position
-
 
 class TokenStream:
     """All tokens of one split, one shard after the other, as memory maps."""
@@ -80,10 +78,16 @@ class TrainingBlocks:
         return inputs, targets
 
 
-def held_out_batch(stream: TokenStream, context_length: int, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of blocks of a stream in its own order; beyond its end padded, with targets IGNORED."""
-    inputs = np.full((len(numbers), context_length), PAD_ID, np.int64)
-    targets = np.full((len(numbers), context_length), IGNORED, np.int64)
+def held_out_batch(
+    stream: TokenStream, context_length: int, numbers: range, batch_size: int, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of blocks of a stream in its own order, (batch_size, context_length) int64 each.
+
+    The rows after the last of `numbers`, and the positions after the stream's end, are padding: their input is `<pad>`,
+    their target `ignore_index`.
+    """
+    inputs = np.full((batch_size, context_length), PAD_ID, np.int64)
+    targets = np.full((batch_size, context_length), ignore_index, np.int64)
     for row, number in enumerate(numbers):
         start = number * context_length
         if start < len(stream):

@@ -26,7 +26,7 @@ from model.config import PRESETS, DecoderConfig
 from model.decoder import Decoder, is_dropped
 from model.hf import hf_config
 from model.loss import linear_cross_entropy
-from pretrain.metrics import flops_per_token, peak_flops
+from pretrain.metrics import peak_flops
 from tests.bench.machine import cores, cpuinfo, machine, processor
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -356,7 +356,7 @@ def largest(contender: Contender) -> int:
 
 def utilization(speed: float) -> str:
     """Tokens a second as a share of the GPU's peak, where that is known."""
-    peak, flops = peak_flops(), flops_per_token(DecoderConfig(**GPU_SHAPE), 1024)
+    peak, flops = peak_flops(), DecoderConfig(**GPU_SHAPE).flops_per_token(1024)
     share = f"{speed * flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s" if peak else "peak of this GPU unknown"
     return f"{speed:,.0f} tokens/s: {share}"
 

@@ -15,7 +15,7 @@ from data.archive.sample import write_sample
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.tokenizer import train_tokenizer
-from pretrain.export import export
+from pretrain.export.folder import export
 from tests.golden import observe
 from tests.pretrain.runs import make_sample, metrics, run_case, settings
 from tests.ranks import Ranks

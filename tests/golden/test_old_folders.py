@@ -12,7 +12,8 @@ from data.common.files import read_manifest, verify_files
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.tokenizer import train_tokenizer
-from pretrain.export import evaluate_folder, export
+from pretrain.export.folder import export
+from pretrain.inference import evaluate_folder
 from tests.golden import observe
 from tests.golden.make import FOLDERS, OLD_STEPS, old_run_settings
 from tests.pretrain.runs import metrics, run_case

@@ -1,6 +1,7 @@
 """The front door as a user meets it: help, one line for each mistake, nothing half-written."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -119,13 +120,14 @@ def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pretrain.checkpoint import CheckpointWriter
-    from pretrain.recipe import data_identity, load_recipe
+    from pretrain.objective import make_objective
+    from pretrain.recipe import load_recipe
 
     settings = [f"data.shards={sample_folder / 'shards'}", f"train.run={tmp_path / 'run'}"]
     recipe = load_recipe("tiny", settings)
     vocabulary = json.loads((sample_folder / "shards" / "manifest.json").read_text())["counts"]["vocabulary"]
     model = vars(recipe.decoder_config(vocabulary)) | {"num_hidden_layers": 9}
-    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": data_identity(recipe)})
+    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": make_objective(recipe).identity()})
     line = mistake(["train", "tiny", *settings], capsys, monkeypatch)
     assert "step-0000005: has model num_hidden_layers = 9, this run 4" in line
 
@@ -252,3 +254,9 @@ def test_biogpts_own_tokenizer_by_the_command(
     result = CliRunner().invoke(app, [*arguments, "--normalize-punctuation"])
     assert result.exit_code == 0 and "40,000 merges, vocabulary 42,384" in result.output
     assert Tokenizer(tmp_path / "out").normalize_punctuation
+
+
+def test_the_version_is_printed_and_completion_is_offered() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and re.fullmatch(r"biogpt-pretrain \d+\.\d+\.\d+\n", result.output)
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output

@@ -15,14 +15,13 @@ from model.attention import (
     EVERYTHING,
     Segments,
     attend,
-    kept,
+    keep_mask,
     kernel_name,
     segment_mask,
     segment_offsets,
     segment_positions,
     takes_offsets,
 )
-from model.decoder import EOS_ID
 from model.loss import compiled_chunk_loss
 from tests.model.shapes import small_config, small_decoder
 
@@ -99,7 +98,7 @@ def test_another_number_of_documents_compiles_nothing_anew(monkeypatch: pytest.M
     graphs = []
     for number in (1, 3, 7, 4):
         ids = torch.randint(4, 101, (2, 20))
-        ids[:, :number] = EOS_ID
+        ids[:, :number] = 2
         compiled.zero_grad()
         plain.zero_grad()
         for decoder in (compiled, plain):
@@ -118,7 +117,7 @@ def test_dropout_on_a_cpu_is_that_of_the_probabilities(documents: bool, monkeypa
     query, key, value = (torch.randn(2, 13, 3, 8, requires_grad=True) for _ in range(3))
     segments = (torch.rand(2, 13) < 0.3).cumsum(1) if documents else torch.zeros(2, 13)
     keep = torch.rand(2, 3, 13, 13) >= 0.3
-    monkeypatch.setattr(model.attention, "kept", lambda shape, dropout: keep)
+    monkeypatch.setattr(model.attention, "keep_mask", lambda shape, dropout: keep)
     out = attend(query, key, value, Segments(segment_mask(segments), None) if documents else EVERYTHING, 0.3)
     slope = torch.randn_like(out)
     gradients = torch.autograd.grad(out, (query, key, value), slope)
@@ -133,7 +132,7 @@ def test_dropout_on_a_cpu_is_that_of_the_probabilities(documents: bool, monkeypa
 def test_draws_are_kept_with_their_probability_and_independent() -> None:
     torch.manual_seed(0)
     for dropout in (0.1, 0.5, 0.0001):
-        keep = kept((7, 3, 333, 333), dropout)
+        keep = keep_mask((7, 3, 333, 333), dropout)
         count = keep.numel()
         rate = keep.sum().item() / count
         assert abs(rate - (1 - dropout)) < 5 * math.sqrt(dropout * (1 - dropout) / count) + 2**-16
@@ -141,7 +140,7 @@ def test_draws_are_kept_with_their_probability_and_independent() -> None:
             first, second = keep.flatten()[:-distance], keep.flatten()[distance:]
             both = (~first & ~second).sum().item() / count
             assert abs(both - dropout**2) < 5 * math.sqrt(dropout**2 / count) + 2**-15 * dropout
-    assert not torch.equal(kept((999,), 0.5), kept((999,), 0.5))
+    assert not torch.equal(keep_mask((999,), 0.5), keep_mask((999,), 0.5))
 
 
 def test_dropout_on_a_cpu_keeps_no_probabilities() -> None:

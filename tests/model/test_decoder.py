@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.decoder import EOS_ID, PAD_ID, Decoder, DecoderLayer, is_dropped
+from data.text.ids import EOS_ID, PAD_ID
+from model.decoder import Decoder, DecoderLayer, is_dropped
 from model.hf import from_hf, to_hf
 from model.loss import compiled_chunk_loss
 from tests.model.shapes import kept_for_backward, random_shape, small_config, small_decoder, transformers_twin

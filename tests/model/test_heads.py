@@ -7,7 +7,7 @@ import torch
 from transformers import BioGptConfig, BioGptForSequenceClassification, BioGptForTokenClassification
 
 from model.heads import SequenceClassifier, TokenClassifier
-from model.hf import from_hf, hf_config, to_hf
+from model.hf import hf_config, to_hf, weights_from_hf
 from tests.model.shapes import small_config
 
 LABELS = 4
@@ -85,7 +85,7 @@ def test_the_answer_does_not_depend_on_padding() -> None:
 def test_weights_come_back_from_transformers(ours: Any, theirs: Any) -> None:
     classifier, twin = pair(ours, theirs)
     other = ours(small_config(), LABELS)
-    other.load_state_dict(from_hf(twin.state_dict()))
+    other.load_state_dict(weights_from_hf(twin.state_dict()))
     ids, mask, _ = padded("right")
     assert torch.equal(other.eval()(ids, mask)[0], classifier(ids, mask)[0])
 

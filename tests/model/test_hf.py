@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BioGptForCausalLM
 
 from model.decoder import Decoder
-from model.hf import HEAD, from_hf, hf_config, to_hf
+from model.hf import HEAD, from_hf, hf_config, to_hf, weights_from_hf
 from tests.model.shapes import small_decoder, transformers_twin
 
 
@@ -24,7 +24,7 @@ def fairseq_names(twin: BioGptForCausalLM) -> dict[str, Tensor]:
 def loaded(state: dict[str, Tensor]) -> Decoder:
     """A decoder with other weights, into which the state is loaded, strictly."""
     decoder = Decoder(small_decoder().config)
-    decoder.load_state_dict(from_hf(state))
+    decoder.load_state_dict(weights_from_hf(state))
     return decoder.eval()
 
 
@@ -69,8 +69,8 @@ def test_missing_and_unknown_names_and_a_head_of_its_own_are_named() -> None:
     state = to_hf(small_decoder().state_dict(), 101)
     for missing in ("biogpt.layers.1.self_attn.v_proj.bias", "biogpt.embed_tokens.weight"):
         with pytest.raises(ValueError, match=f"{missing}: missing"):
-            from_hf({name: tensor for name, tensor in state.items() if name != missing})
+            weights_from_hf({name: tensor for name, tensor in state.items() if name != missing})
     with pytest.raises(ValueError, match=r"gpt2\.wte: not a weight of BioGPT"):
-        from_hf(state | {"gpt2.wte": torch.zeros(1)})
+        weights_from_hf(state | {"gpt2.wte": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"output_projection\.weight: is not biogpt\.embed_tokens\.weight"):
-        from_hf(state | {HEAD: torch.zeros(101, 60)})
+        weights_from_hf(state | {HEAD: torch.zeros(101, 60)})

@@ -1,6 +1,7 @@
 """Whole runs as cases for the distributed harness."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from data.shards.build import make_shards
 from data.text.tokenizer import train_tokenizer
 from pretrain.recipe import load_recipe
 from pretrain.train import train
+from tests.ranks import Ranks
 
 ZERO_3_WITHOUT_THRESHOLDS = {
     "zero_optimization": {
@@ -69,3 +71,19 @@ def metrics(run: Path, name: str) -> dict[int, Any]:
     """step -> value of one name in metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def back_to_step_4(run: Path, copy: Path) -> Path:
+    """The run as a kill after its checkpoint of step 4 would have left it."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-0000008")
+    (copy / "latest").write_text("step-0000004")
+    return copy
+
+
+def trained_run(ranks: Ranks, shards: Path, folder: Path, precision: str, stage: int) -> Path:
+    """A run of six steps."""
+    run = folder / "run"
+    chosen = zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
+    ranks.run(run_case, settings(shards, run, "train.steps=6", f"train.precision={precision}", *chosen))
+    return run

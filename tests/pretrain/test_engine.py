@@ -1,6 +1,6 @@
-"""DeepSpeed: the configuration, and ZeRO 0 to 3 against plain torch."""
+"""DeepSpeed: ZeRO 0 to 3 against plain torch, and when layers are compiled."""
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,40 +9,11 @@ import torch
 from data.common.files import UserError, read_manifest
 from data.shards.blocks import TokenStream, TrainingBlocks
 from model.decoder import Decoder
-from pretrain.recipe import deepspeed_config, load_recipe
+from pretrain.engine import compiles
+from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
-
-
-def test_auto_is_filled_in_from_the_recipe() -> None:
-    config = deepspeed_config(load_recipe("biogpt", ["deepspeed.stage=2", "optimizer.gradient_clipping=0.5"]), ranks=8)
-    assert "auto" not in json.dumps(config)
-    assert config["train_batch_size"] == 512 == config["train_micro_batch_size_per_gpu"] * 8 * 4
-    assert config["gradient_accumulation_steps"] == 4
-    assert config["gradient_clipping"] == 0.5 and config["bf16"]["enabled"] is True
-    assert config["zero_optimization"]["stage"] == 2
-    assert config["data_types"]["grad_accum_dtype"] == "fp32"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage = 2, but the recipe says 1"),
-        ({"gradient_clipping": 3.0}, "gradient_clipping = 3.0, but the recipe says 1.0"),
-        ({"optimizer": {"type": "AdamW"}}, "the recipe decides both"),
-        ({"activation_checkpointing": {}}, r"the key is model\.gradient_checkpointing"),
-    ],
-)
-def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(
-    tmp_path: Path, content: dict[str, object], message: str
-) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(content))
-    recipe = load_recipe("tiny", [f"deepspeed.config={path}", "deepspeed.stage=1"])
-    with pytest.raises(UserError, match=message) as caught:
-        deepspeed_config(recipe, 1)
-    assert str(path) in str(caught.value)
 
 
 def plain_losses(chosen: list[str], ranks: int) -> list[float]:
@@ -75,7 +46,7 @@ def plain_losses(chosen: list[str], ranks: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("layerdrop", [0.0, 0.5])
+@pytest.mark.parametrize("layerdrop", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_zero_0_to_3_give_the_losses_of_plain_torch(
     layerdrop: float, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
@@ -104,3 +75,16 @@ def test_bf16_trains_at_stages_1_to_3(two_ranks: Ranks, sample_folder: Path, tmp
         two_ranks.run(run_case, settings(sample_folder / "shards", run, *more, *chosen))
         last[stage] = metrics(run, "train/loss")[10]
     assert max(last.values()) - min(last.values()) < 1e-2  # what bf16's sums in another order may differ by
+
+
+def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"train\.compile = true: g\+\+ is missing"):
+        compiles(load_recipe("tiny", ["train.compile=true"]))
+    assert not compiles(load_recipe("tiny"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not compiles(load_recipe("tiny"))  # a GPU, but no C compiler
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert compiles(load_recipe("tiny")) and not compiles(load_recipe("tiny", ["train.compile=false"]))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+import pretrain.objective
 import pretrain.train
 from model.config import DecoderConfig
 from model.decoder import Decoder, DecoderLayer, is_dropped
@@ -50,7 +51,19 @@ def stage_settings(folder: Path, stage: int) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_losses_are_golden(stage: int, one_rank: Ranks, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+def test_losses_are_golden(stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    """One layout for each stage: layerdrop 0.5, selective recomputation, two ranks, accumulation."""
+    chosen = [*stage_settings(tmp_path, stage), "model.layerdrop=0.5", "model.gradient_checkpointing=selective"]
+    (found,) = two_ranks.run(losses_case, [variant(sample_folder / "shards", tmp_path, 2, 2, *chosen)])[0]
+    golden = plain_losses(variant(sample_folder / "shards", tmp_path, 1, 2, "model.layerdrop=0.5"), ranks=1)
+    assert found == pytest.approx(golden, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_losses_are_golden_in_all_layouts(
+    stage: int, one_rank: Ranks, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
     """Layerdrop 0 and 0.5 x recompute modes x ranks 1 and 2 x accumulation 1 and 2, fp32."""
     shards, chosen, found = sample_folder / "shards", stage_settings(tmp_path, stage), {}
     cases = [(drop, mode, steps) for drop in (0.0, 0.5) for mode in MODES for steps in (1, 2)]
@@ -103,12 +116,12 @@ class NaiveDecoder(Decoder):
 
 def naive_case(variants: list[list[str]]) -> list[list[float]]:
     """`losses_case` with layers left out from outside."""
-    right = pretrain.train.Decoder
-    pretrain.train.Decoder = NaiveDecoder  # type: ignore[misc]
+    right = pretrain.objective.Decoder
+    pretrain.objective.Decoder = NaiveDecoder  # type: ignore[misc]
     try:
         return losses_case(variants)
     finally:
-        pretrain.train.Decoder = right
+        pretrain.objective.Decoder = right
 
 
 def test_layers_left_out_from_outside_train_wrongly_at_stage_3(

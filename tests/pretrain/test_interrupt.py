@@ -96,7 +96,7 @@ def test_control_c_on_biogpt_train_saves_and_the_same_command_goes_on(
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 0, run.output()
     stopped, said = run.saved_step(), run.output()
-    assert f"step {stopped} of 100000; next: the same command goes on" in said
+    assert f"step {stopped} of 100000; next: run the same command to resume" in said
     assert "stopped by the stop file" in said and not (run.run / "stop").exists()
     again = Started(BIOGPT, tmp_path, sample_folder / "shards", *MANY, f"train.steps={stopped + 2}")
     started.append(again)

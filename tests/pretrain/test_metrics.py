@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.metrics import Metrics, Reporter, flops_per_token
+from pretrain.metrics import Metrics, Reporter, spike_bound
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 
 
 def test_flops_of_biogpt_are_the_published_figure() -> None:
     recipe = load_recipe("biogpt")
-    assert flops_per_token(recipe.decoder_config(42_384), 1024) == pytest.approx(2.383e9, rel=1e-3)
+    assert recipe.decoder_config(42_384).flops_per_token(1024) == pytest.approx(2.383e9, rel=1e-3)
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
@@ -67,8 +67,8 @@ def observed(tmp_path: Path, losses: list[float]) -> str:
     recipe = load_recipe("tiny", ["train.steps=1000", "log.every_steps=1000"])
     unused: Any = None
     run = Run(
-        recipe=recipe, folder=tmp_path, config=recipe.decoder_config(100), data={}, engine=unused, optimizer=unused,
-        device=unused, rank=0, ranks=1, train=unused, validation=unused,
+        recipe=recipe, objective=unused, folder=tmp_path, engine=unused, optimizer=unused, device=unused, rank=0,
+        ranks=1,
     )  # fmt: skip
     reporter, said = Reporter(run), io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -84,3 +84,10 @@ def test_a_spike_is_reported_once_and_what_is_usual_is_not(tmp_path: Path) -> No
     assert observed(tmp_path / "usual", usual) == ""
     said = observed(tmp_path / "spike", [*usual, 6.5, *usual[:20]])
     assert said.count("warning") == 1 and "step 121/1000  warning: loss 6.5000 is a spike over 5.0" in said
+
+
+def test_a_spike_stands_out_of_what_is_usual() -> None:
+    usual = [5.0 + 0.01 * (-1) ** step for step in range(100)]
+    assert max(usual) < spike_bound(usual) < 5.2
+    noisy = [5.0 + 0.2 * (-1) ** step for step in range(100)]
+    assert spike_bound(noisy) > 6.0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.common.files import UserError
-from pretrain.recipe import bundled_recipes, check_inputs, load_recipe, write_recipe
+from pretrain.recipe import bundled_recipes, load_recipe, write_recipe
 
 
 def test_the_biogpt_recipe_is_the_published_one() -> None:
@@ -62,15 +62,15 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
         (["deepspeed.offload_optimizer=true", "model.layerdrop=0.1"], "use deepspeed.stage=3"),
         (["deepspeed.offload_parameters=true"], "needs deepspeed.stage=3"),
         (["schedule.kind=wsd"], "needs schedule.decay_steps"),
-        (["schedule.kind=wsd", "schedule.decay_steps=190"], "more than train.steps 200"),
-        (["schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "inverse_sqrt" reads none'),
+        (["schedule.kind=wsd", "schedule.decay_steps=190"], "together are more than train.steps 200"),
+        (["schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "inverse_sqrt" does not use it'),
         (["schedule.kind=cosine", "schedule.decay_steps=20"], 'schedule.decay_steps = 20: schedule.kind = "cosine"'),
         (["schedule.final_learning_rate=1e-5"], "schedule.final_learning_rate = 1e-05: schedule.kind = "),
         (["deepspeed.stage=4"], "deepspeed.stage = 4"),
         (["train.context_length=4096"], "longer than the model's max_position_embeddings 128"),
         (["model.gradient_checkpointing=true"], "model.gradient_checkpointing = True"),
         (["model.boundaries=sentence"], "model.boundaries = 'sentence'"),
-        (["model.weights=hf", "model.initialization=hf"], "leave one out"),
+        (["model.weights=hf", "model.initialization=hf"], "remove one of the keys"),
         (["model.hidden_size=30"], "not divisible by num_attention_heads"),
         (["steps=4"], "not of the form section.key=value"),
         (["train.steps"], "not of the form section.key=value"),
@@ -86,6 +86,15 @@ def test_all_mistakes_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("tiny", ["train.step=5", "train.seed=-1", "optimizer.learning_rate=0"])
     assert all(key in str(caught.value) for key in ("train.step;", "train.seed = -1", "optimizer.learning_rate = 0"))
+
+
+def test_settings_that_contradict_each_other_are_reported_together() -> None:
+    contradictions = ["schedule.kind=wsd", "deepspeed.offload_parameters=true", "train.context_length=4096"]
+    with pytest.raises(UserError) as caught:
+        load_recipe("tiny", [*contradictions, "model.hidden_size=30"])
+    said = str(caught.value)
+    keys = ("schedule.decay_steps", "deepspeed.offload_parameters", "train.context_length", "hidden_size = 30")
+    assert all(key in said for key in keys) and "\n" not in said
 
 
 @pytest.mark.parametrize(("content", "message"), [("[train\n", "not TOML"), ("train = 3\n", "train")])
@@ -105,13 +114,3 @@ def test_a_global_batch_that_does_not_divide_is_answered_with_one_that_does() ->
     assert load_recipe("tiny", [f"train.global_batch_tokens={suggested}"]).gradient_accumulation_steps(3) >= 1
     with pytest.raises(UserError, match="not a multiple of the context length 128"):
         load_recipe("tiny", ["train.global_batch_tokens=1000"]).gradient_accumulation_steps(1)
-
-
-def test_inputs_that_do_not_fit_are_refused(sample_folder: Path, tmp_path: Path) -> None:
-    shards = sample_folder / "shards"
-    with pytest.raises(UserError, match=r"model\.vocab_size = 99: .*vocabulary of \d+; leave the key out"):
-        check_inputs(load_recipe("tiny", ["model.vocab_size=99", f"data.shards={shards}"]), 1)
-    with pytest.raises(UserError, match="no such folder; expected a shards folder"):
-        check_inputs(load_recipe("tiny", [f"data.shards={tmp_path / 'absent'}"]), 1)
-    with pytest.raises(UserError, match="is a corpus folder; expected a shards folder"):
-        check_inputs(load_recipe("tiny", [f"data.shards={sample_folder / 'corpus'}"]), 1)

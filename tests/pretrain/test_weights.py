@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from data.common.files import UserError
 from model.decoder import Decoder
-from pretrain.export import evaluate_folder, export
+from pretrain.export.folder import export
+from pretrain.inference import evaluate_folder
 from pretrain.recipe import load_recipe
 from pretrain.weights import load_weights
 from tests.pretrain.runs import metrics, refused_case, run_case, settings
@@ -121,7 +122,7 @@ def test_what_does_not_fit_is_named(one_rank: Ranks, hf: Path, sample_folder: Pa
         "three.pt": "holds no state dict",
         "objects.pt": "torch reads no weights from it",
         "other": r"another tokenizer than .*merges\.txt differs",
-        "short.safetensors": f"has {len(embedding) - 1} rows, the shards' vocabulary {len(embedding)} words",
+        "short.safetensors": f"has {len(embedding) - 1} rows, but the shards' vocabulary has {len(embedding)}",
         "wide.safetensors": r"layers\.1\.fc1\.bias is of shape \(65,\), this model's of \(64,\)",
         "more.safetensors": r"layers\.2\.fc1\.bias is not part of the model",
         "fewer.safetensors": r"layers\.1\.fc1\.bias is missing",

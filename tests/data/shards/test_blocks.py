@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from data.common.files import UserError
-from data.shards.blocks import IGNORED, TokenStream, TrainingBlocks, held_out_batch, unigram_entropy
+from data.shards.blocks import TokenStream, TrainingBlocks, held_out_batch, unigram_entropy
 from data.shards.indexed import write_index
+from model.loss import IGNORE_INDEX
 
 EOS = 2
 
@@ -174,7 +175,7 @@ def test_just_enough_tokens_make_one_block(tmp_path: Path) -> None:
 # Held-out data
 
 
-@pytest.mark.parametrize(("context_length", "rows"), [(7, 3), (64, 1), (5_000, 2)])
+@pytest.mark.parametrize(("context_length", "rows"), [(7, 3), (64, 2), (5_000, 2)])
 def test_held_out_blocks_cover_every_token_once(
     context_length: int, rows: int, folder: Path, stream: TokenStream
 ) -> None:
@@ -183,13 +184,14 @@ def test_held_out_blocks_cover_every_token_once(
     seen, before = [], []
     number = 0
     while number * context_length < len(tokens) + context_length:
-        inputs, targets = held_out_batch(stream, context_length, range(number, number + rows))
+        inputs, targets = held_out_batch(stream, context_length, range(number, number + rows - 1), rows, IGNORE_INDEX)
         assert inputs.shape == targets.shape == (rows, context_length)
-        counted = targets != IGNORED
+        counted = targets != IGNORE_INDEX
+        assert not counted[-1].any()  # rows after the blocks asked for are padding
         assert (inputs[~counted] == 1).all()
         seen += targets[counted].tolist()
         before += inputs[counted].tolist()
-        number += rows
+        number += rows - 1
     assert seen == tokens
     assert before == [EOS, *tokens[:-1]]
 

@@ -1,0 +1,35 @@
+"""What every trained model offers to the engine, the checkpoints and the export, which know no model by name."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Architecture(nn.Module):
+    """A model that can be trained. Calling it with a batch and its targets gives a summed loss, a scalar in fp32.
+
+    `config` is a frozen dataclass of the model's shape. It is recorded in every checkpoint, and it has
+    `parameter_count()` and `flops_per_token(context_length)`.
+    """
+
+    leaf_modules: ClassVar[tuple[type[nn.Module], ...]]
+    """Modules that decide inside whether they run: ZeRO-3 must gather and count each of them as a whole."""
+    config: Any
+    compiled = False
+
+    def compile_layers(self) -> None:
+        """Compile the model's layers and its loss at their first use."""
+        raise NotImplementedError
+
+    def describe(self, device: torch.device, dtype: torch.dtype, context_length: int) -> str:
+        """How the model computes a training step: compiled or eager, the attention kernel, the recomputation."""
+        raise NotImplementedError
+
+    def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by our parameter names -> by transformers' names, unpadded."""
+        raise NotImplementedError
+
+    def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `to_hf` gave -> by our parameter names. Some parameters may be missing."""
+        raise NotImplementedError

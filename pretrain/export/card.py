@@ -1,0 +1,59 @@
+"""The model card: README.md of an exported folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.common.files import read_json
+from pretrain.objective import Objective
+from pretrain.recipe import Recipe
+
+
+def model_card(
+    folder: Path, name: str, recipe: Recipe, objective: Objective, state: dict[str, Any], counts: dict[str, Any]
+) -> str:
+    """The card of the model `name` in a folder: data, recipe, losses. counts: those of the folder's manifest."""
+    held_out = counts["held_out"]
+    no_paths = {"data": True, "train": {"run"}, "model": {"weights"}, "deepspeed": {"config"}}
+    settings = json.dumps(recipe.model_dump(exclude=no_paths), indent=2)
+    origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
+    data = "\n".join(f"| {what} | {figure} |" for what, figure in objective.data_figures().items())
+    unused = unused_ids(folder)
+    longer = (
+        f" `len(tokenizer)` is {unused} above the model's vocabulary; the tokenizer never produces those ids."
+        if unused
+        else ""
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+language: en
+tags: [biogpt, biomedical, pretraining]
+---
+# {name}
+
+A BioGPT-shaped causal language model of {counts["parameters"]:,} parameters, {origin} with
+biogpt-pretrain on titles and abstracts in PubMed's format.
+
+| | |
+|---|---|
+{data}
+| optimizer steps, tokens a step | {state["step"]:,}, {recipe.train.global_batch_tokens:,} |
+| held-out loss by transformers, nats a token | {held_out["loss"]:.4f} (perplexity {held_out["perplexity"]:.2f}) |
+| held-out bits per byte; tokens evaluated | {held_out["bits_per_byte"]:.4f}; {held_out["tokens"]:,} |
+| the same loss as the run recorded it | {counts["recorded_loss"]:.4f} |
+
+A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside a text was
+plain text; transformers' tokenizer reads it as the special token.{longer}
+
+```json
+{settings}
+```
+"""
+
+
+def unused_ids(folder: Path) -> int:
+    """How many tokens `tokenizer.json` has beyond the vocabulary: its merges need them, but no text produces them."""
+    if not (folder / "tokenizer.json").is_file():
+        return 0
+    return len(read_json(folder / "tokenizer.json")["model"]["vocab"]) - len(read_json(folder / "vocab.json"))

@@ -1,0 +1,58 @@
+"""Held-out examples, and the loss of a model over them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PROBE_EXAMPLES = 8
+"""Every checkpoint records the loss of the first held-out examples. Every resume and export compares with it."""
+Batch = tuple[Tensor, ...]
+SummedLoss = Callable[..., Tensor]
+"""The tensors of a batch -> the summed loss of its counted targets in nats, a scalar."""
+
+
+class HeldOut(ABC):
+    """The held-out examples of a run, in a fixed order."""
+
+    examples: int
+    """How many there are."""
+
+    @abstractmethod
+    def batch(self, numbers: range, batch_size: int) -> Batch:
+        """A batch of `batch_size` rows: these examples, then rows without a counted target."""
+
+    @abstractmethod
+    def counted_targets(self, numbers: range) -> int:
+        """How many targets of these examples count in the loss."""
+
+    @abstractmethod
+    def figures(self, loss: float) -> dict[str, float]:
+        """What the mean loss of a counted target means in other units, by name."""
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: SummedLoss, held_out: HeldOut, batch_size: int, device: torch.device, max_examples: int = 0
+) -> dict[str, Any]:
+    """The mean loss of the counted targets in nats, their number ("tokens") and the held-out set's other figures.
+
+    All ranks must call it, and all run the same number of batches, as ZeRO-3 needs. max_examples: use at most this
+    many; 0 means all.
+    """
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    examples = min(held_out.examples, max_examples) if max_examples else held_out.examples
+    total = torch.zeros(1, dtype=torch.float64)
+    for start in range(0, examples, batch_size * ranks):
+        first = min(start + rank * batch_size, examples)
+        batch = held_out.batch(range(first, min(first + batch_size, examples)), batch_size)
+        total += model(*(tensor.to(device) for tensor in batch)).double().cpu()
+    if ranks > 1:
+        total = total.to(device)
+        dist.all_reduce(total)
+    counted = held_out.counted_targets(range(examples))
+    loss = float(total) / counted
+    return {"loss": loss, **held_out.figures(loss), "tokens": counted}

@@ -1,0 +1,30 @@
+"""The model card."""
+
+import json
+import shutil
+from pathlib import Path
+
+from data.common.files import read_manifest
+from pretrain.export.folder import export
+from tests.pretrain.runs import metrics
+
+
+def test_the_model_card_tells_data_recipe_and_losses(hf: Path, run: Path, sample_folder: Path) -> None:
+    card = (hf / "README.md").read_text()
+    counts = read_manifest(sample_folder / "shards", "shards")["counts"]
+    assert f"{counts['train']['documents']:,}" in card and f"{metrics(run, 'validation/loss')[6]:.4f}" in card
+    assert '"learning_rate": 0.003' in card
+    assert str(run.parent) not in card  # no path of the machine it was made on
+    assert read_manifest(hf, "hf")["files"].keys() >= {"config.json", "model.safetensors", "vocab.json", "README.md"}
+
+
+def test_a_tokenizer_longer_than_the_vocabulary_is_said_in_the_card(hf: Path, run: Path, tmp_path: Path) -> None:
+    """As with BioGPT's published tokenizer."""
+    assert "above the model's vocabulary" not in (hf / "README.md").read_text()
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] |= {"qqx": len(content["model"]["vocab"]), "qqy": len(content["model"]["vocab"]) + 1}
+    path.write_text(json.dumps(content))
+    export(tmp_path / "run", tmp_path / "hf")
+    assert "`len(tokenizer)` is 2 above the model's vocabulary" in (tmp_path / "hf" / "README.md").read_text()

@@ -1,0 +1,64 @@
+"""Evaluation and generation with a run or an exported folder."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BioGptForCausalLM, BioGptTokenizer
+
+from data.common.files import UserError, read_manifest
+from pretrain.inference import evaluate_folder, generate
+
+
+def test_evaluate_agrees_on_run_folder_shards_and_corpus(run: Path, hf: Path, sample_folder: Path) -> None:
+    shards, corpus = sample_folder / "shards", sample_folder / "corpus"
+    results = [
+        evaluate_folder(run, shards, None, "test"),
+        evaluate_folder(hf, shards, None, "test"),
+        evaluate_folder(hf, None, corpus, "test"),
+    ]
+    assert results[0]["tokens"] == read_manifest(shards, "shards")["counts"]["test"]["tokens"]
+    for result in results[1:]:
+        assert result["tokens"] == results[0]["tokens"]
+        assert math.isclose(result["loss"], results[0]["loss"], abs_tol=1e-5)
+        assert math.isclose(result["bits_per_byte"], results[0]["bits_per_byte"], abs_tol=1e-5)
+
+
+def test_evaluate_refuses_shards_of_another_tokenizer(hf: Path, sample_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "hf"
+    shutil.copytree(hf, other)
+    vocabulary = json.loads((other / "vocab.json").read_text())
+    (other / "vocab.json").write_text(json.dumps(vocabulary))  # the same content, other bytes
+    (other / "manifest.json").unlink()
+    with pytest.raises(UserError, match="another tokenizer"):
+        evaluate_folder(other, sample_folder / "shards", None, "test")
+
+
+def test_a_damaged_or_incomplete_folder_is_named(hf: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "vocab.json", "config.json"):
+        copy = tmp_path / name
+        shutil.copytree(hf, copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: changed since it was written"):
+            generate(copy, "The", 3, sample=False, seed=1)
+        (copy / "manifest.json").unlink()
+        (copy / name).unlink()
+        with pytest.raises(UserError, match=name):
+            generate(copy, "The", 3, sample=False, seed=1)
+
+
+def test_generation_is_transformers_own(hf: Path) -> None:
+    model: Any = BioGptForCausalLM.from_pretrained(hf)
+    tokenizer = BioGptTokenizer.from_pretrained(hf)
+    output = model.generate(**tokenizer("The role of", return_tensors="pt"), max_new_tokens=12, do_sample=False)
+    assert generate(hf, "The role of", 12, sample=False, seed=1) == tokenizer.decode(
+        output[0], skip_special_tokens=True
+    )
+    assert generate(hf, "The role of", 12, sample=True, seed=1) == generate(hf, "The role of", 12, sample=True, seed=1)
+    with pytest.raises(UserError, match="the prompt has"):
+        generate(hf, "word " * 80, 12, sample=False, seed=1)

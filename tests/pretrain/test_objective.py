@@ -1,0 +1,164 @@
+"""The objective's interface, proven by a second implementation: a masked loss whose targets vary from rank to rank."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.common.files import UserError
+from data.common.hashing import mix64
+from model.loss import IGNORE_INDEX
+from pretrain.held_out import Batch
+from pretrain.objective import OBJECTIVES, NextToken, make_objective
+from pretrain.recipe import Recipe, load_recipe
+from pretrain.schedule import learning_rate
+from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.ranks import Ranks
+
+LENGTH = 64  # of the tests' blocks
+MORE = ["train.steps=8", "train.micro_batch_size=2", "evaluate.max_blocks=4", "model.layerdrop=0.3"]
+
+
+class MaskedTokens(NextToken):
+    """Only some positions of a block are targets, from none to all, by a draw from the block's number."""
+
+    empty_steps = 0
+    """The first global batches have no target at all."""
+
+    def mask(self, number: int) -> np.ndarray:
+        """True for the positions of a block that count."""
+        if number < self.empty_steps * 16:
+            return np.zeros(LENGTH, bool)
+        draws = mix64(np.arange(LENGTH) + LENGTH * number, salt=7) / 2.0**64
+        return draws < (number % 4) / 3  # every fourth block has no target, every fourth has all
+
+    def batch(self, numbers: range) -> Batch:
+        inputs, targets = super().batch(numbers)
+        keep = torch.from_numpy(np.stack([self.mask(number) for number in numbers]))
+        return inputs, targets.masked_fill(~keep, IGNORE_INDEX)
+
+    def counted_targets(self, numbers: range) -> int:
+        return sum(int(self.mask(number).sum()) for number in numbers)
+
+
+class NoTargets(MaskedTokens):
+    """Its second step has no target."""
+
+    def mask(self, number: int) -> np.ndarray:
+        return super().mask(number) & (number // 16 != 1)
+
+
+def masked_case(chosen: list[str], objective: type[NextToken]) -> int:
+    """`run_case` with another objective in the place of next-token prediction."""
+    OBJECTIVES["next_token"] = objective
+    try:
+        return run_case(chosen)
+    finally:
+        OBJECTIVES["next_token"] = NextToken
+
+
+def plain_losses(recipe: Recipe, ranks: int) -> list[float]:
+    """The same training by plain torch in one process: the sum over each global batch by its targets."""
+    objective = MaskedTokens(recipe)
+    model = objective.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.optimizer.betas, weight_decay=0.01)
+    size, at_once = recipe.global_batch_size(), recipe.train.micro_batch_size * ranks
+    losses = []
+    for step in range(recipe.train.steps):
+        optimizer.zero_grad()
+        counted, total = objective.counted_targets(range(step * size, (step + 1) * size)), 0.0
+        for micro_step in range(size // at_once):
+            first = step * size + micro_step * at_once
+            inputs, targets = objective.batch(range(first, first + at_once))
+            loss = model(inputs, targets, step=step, micro_step=micro_step) / counted
+            loss.backward()
+            total += loss.item()
+        for parameter in model.parameters():  # a dropped layer has a gradient of zero under DeepSpeed
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.gradient_clipping)
+        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
+        optimizer.step()
+        losses.append(total)
+    return losses
+
+
+def layout(folder: Path, stage: int) -> list[str]:
+    return zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
+
+
+FAST = [(1, 2), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [
+        pytest.param(stage, size, marks=[] if (stage, size) in FAST else [pytest.mark.slow])
+        for size in (1, 2, 4)
+        for stage in range(4)
+    ],
+)
+def test_a_masked_loss_trains_alike_in_every_layout(
+    stage: int, size: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """Micro-batches of 2 blocks: some ranks have no target in some of them."""
+    ranks = two_ranks if size == 2 else Ranks(size)
+    chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, *layout(tmp_path, stage))
+    chosen = [*chosen, "train.micro_batch_size=1"] if size == 4 else chosen
+    ranks.run(masked_case, chosen, MaskedTokens)
+    if ranks is not two_ranks:
+        ranks.close()
+    found, expected = (
+        list(metrics(tmp_path / "run", "train/loss").values()),
+        plain_losses(load_recipe("tiny", chosen), size),
+    )
+    print(f"ZeRO {stage}, {size} ranks: differs by {max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e}")
+    assert found == pytest.approx(expected, rel=2e-6)
+    assert expected[-1] < expected[0] - 0.1
+
+
+def test_ranks_have_different_numbers_of_targets_and_some_none(sample_folder: Path, tmp_path: Path) -> None:
+    """What the test above relies on."""
+    objective = MaskedTokens(load_recipe("tiny", settings(sample_folder / "shards", tmp_path)))
+    counts = [objective.counted_targets(range(first, first + 1)) for first in range(0, 16)]
+    assert 0 in counts and LENGTH in counts and len(set(counts)) > 4
+    inputs, targets = objective.batch(range(16))
+    assert (targets != IGNORE_INDEX).sum() == sum(counts) and inputs.shape == (16, LENGTH)
+
+
+def test_a_global_batch_without_a_target_is_refused(two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE)
+    with pytest.raises(AssertionError, match=r"step 2: none of its examples \(16 to 31\) has a target"):
+        two_ranks.run(masked_case, chosen, NoTargets)
+
+
+def test_inputs_that_do_not_fit_are_refused(sample_folder: Path, tmp_path: Path) -> None:
+    shards = sample_folder / "shards"
+
+    def refused(*chosen: str) -> str:
+        with pytest.raises(UserError) as caught:
+            make_objective(load_recipe("tiny", list(chosen))).check()
+        return str(caught.value)
+
+    assert "leave the key out" in refused("model.vocab_size=99", f"data.shards={shards}")
+    assert "no such folder; expected a shards folder" in refused(f"data.shards={tmp_path / 'absent'}")
+    assert "is a corpus folder; expected a shards folder" in refused(f"data.shards={sample_folder / 'corpus'}")
+    small = ["model.max_position_embeddings=100000", "train.context_length=100000", "train.global_batch_tokens=100000"]
+    assert "too few for blocks of 100000 tokens" in refused(f"data.shards={shards}", *small)
+
+
+def test_shards_that_biogpt_train_has_verified_are_not_read_again(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective: Any = make_objective(load_recipe("tiny", settings(sample_folder / "shards", tmp_path)))
+    reads: list[Path] = []
+    monkeypatch.setattr("pretrain.objective.verify_files", lambda folder, _: reads.append(folder))
+    monkeypatch.setenv("BIOGPT_VERIFIED_SHARDS", objective.identity()["shards"])
+    objective.verify()
+    assert reads == []
+    monkeypatch.setenv("BIOGPT_VERIFIED_SHARDS", "0" * 64)  # of other shards
+    objective.verify()
+    monkeypatch.delenv("BIOGPT_VERIFIED_SHARDS")
+    objective.verify()
+    assert reads == [sample_folder / "shards"] * 2
