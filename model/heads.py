@@ -31,7 +31,7 @@ class TokenClassifier(_Classifier):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         _initialize(self.classifier)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (a head takes labels, and gives logits too)
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, labels_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, C). With labels (B, T), also their mean cross entropy over text; -100 does not count."""
@@ -51,7 +51,7 @@ class SequenceClassifier(_Classifier):
         self.score = nn.Linear(config.hidden_size, num_labels, bias=False)
         _initialize(self.score)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (a head takes labels, and gives logits too)
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, C). With labels, also their mean loss.

@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
-# ruff, pyright and pytest in .venv. `--slow` runs the slow tests too; other arguments go to pytest.
+# Installs into .venv, then runs ruff, codespell, pyright and pytest.
+# bash tests/run.sh [--slow] [--newest] [ARGUMENTS OF PYTEST]
+#   --slow      also the slow tests
+#   --newest    the newest versions that pyproject.toml allows, in place of those of requirements.lock
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
-install test
+markers=(-m "not slow") newest=
+while [[ ${1:-} == --slow || ${1:-} == --newest ]]; do
+    if [[ $1 == --slow ]]; then markers=(); else newest=$1; fi
+    shift
+done
+run() { echo "== $*"; "$@"; }
+run install test $newest
 # Megatron's own reader, to open our shards with; without its dependencies.
 megatron=megatron-core==0.16.1
 .venv/bin/python -m pip show --quiet "${megatron%%==*}" 2>/dev/null ||
-    .venv/bin/python -m pip install --quiet --no-deps --only-binary megatron-core "$megatron"
-markers=(-m "not slow")
-if [[ ${1:-} == --slow ]]; then markers=(); shift; fi
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-.venv/bin/pyright
-.venv/bin/python -m pytest "${markers[@]}" "$@"
+    run .venv/bin/python -m pip install --quiet --no-deps --only-binary megatron-core "$megatron"
+run .venv/bin/ruff check .
+run .venv/bin/ruff format --check .
+run .venv/bin/codespell
+run .venv/bin/pyright
+run .venv/bin/python -m pytest "${markers[@]}" "$@"

@@ -1,10 +1,9 @@
-"""Where the real data lies. It is never copied into the project; a test that needs it says so and skips without it."""
-
-from pathlib import Path
+"""Real data for the tests: a test that needs it is marked `needs_shared`, and is skipped where it is absent."""
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
-NLM = SHARED / "data" / "nlm"
+from tests.paths import NLM, ROOT, SHARED
+
+__all__ = ["NLM", "ROOT", "SHARED", "needs_shared"]
+
 needs_shared = pytest.mark.skipif(not NLM.is_dir(), reason=f"real data is absent: no folder {NLM}")

@@ -23,15 +23,13 @@ from data.corpus.cleaning import cleaning_switches
 from data.corpus.parts import write_part
 from data.corpus.settings import CLEAN
 from data.text.train import train_tokenizer
-from tests.bench.machine import machine
+from tests.bench.machine import machine, peak
+from tests.bench.needs import need_extra, need_shared
 from tests.data.archive.server import Archive
 from tests.data.killed import kill_after, start
-from tests.shared import ROOT, SHARED
+from tests.paths import SHARED
 
 BASELINE_FILES, BASELINE_RECORDS = 1_300, 38_000_000
-PEAK = (
-    "import pathlib, re; print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KiB
-)
 CHOOSE = """
 import sys; import numpy as np; from data.corpus.settings import CLEAN
 from data.corpus.selection import Keys, select_rows
@@ -90,13 +88,6 @@ def chain(raw: list[Path], tokenizer: Path, out: Path, workers: int) -> tuple[fl
 def size(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def peak(code: str, *arguments: str) -> float:
-    """Peak memory of a Python process of its own, in bytes."""
-    command = [sys.executable, "-c", f"{code}\n{PEAK}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) * 1024
 
 
 def memory(file: Path, tokenizer: Path, folder: Path) -> tuple[float, float]:
@@ -177,6 +168,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--wrapped", type=Path, help="a folder of wrapped files that is there")
     chosen = parser.parse_args()
+    need_extra("bench", "pubmed_parser")
+    need_shared()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

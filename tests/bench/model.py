@@ -1,8 +1,12 @@
 """How fast and lean is a training step? `python -m tests.bench.model` takes it beside transformers'; prints a table.
 
 Each contender is a process of its own; they take their steps in turns, so that what else the machine does meets all
-alike. Speed is that of all steps of a contender together. Peak memory: on a CPU that of the process above what it had
-before the model, on a GPU what torch allocated. About 5 minutes on two cores; the rows of a GPU need one.
+alike. Speed is that of the fastest step; with layerdrop that of all steps together, as they leave out different layers.
+Peak memory: on a CPU that of the process above what it had before the model, on a GPU what torch allocated.
+About 9 minutes on two cores; the rows of a GPU need one.
+
+Both precisions, and the processor in each row: how bf16 compares with fp32 depends on the processor's instructions, and
+so does what dropout costs, since torch's own attention with dropout computes in fp32 on a CPU and ours in bf16.
 """
 
 import argparse
@@ -12,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +27,7 @@ from model.decoder import Decoder, is_dropped
 from model.hf import hf_config
 from model.loss import linear_cross_entropy
 from pretrain.metrics import peak_flops
-from tests.bench.machine import machine
+from tests.bench.machine import cores, cpuinfo, machine, processor
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -36,20 +40,44 @@ CPU_SHAPE = {
     "max_position_embeddings": 512,
 }
 GPU_SHAPE = {"vocab_size": 42_384, **PRESETS["biogpt"]}
-WARM_UP = 2  # steps
+WARM_UP = {"cpu": 1, "cuda": 10}  # steps: the first makes the optimizer's moments, each layer must have been compiled
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Step = Callable[[int, int], None]
 """(step, micro-batch size): one training step."""
 
 
+class Row(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    against: str
+    precision: str
+    measured: str
+    least: str = ""
+    """What the figure should be at least; memory at most."""
+
+
+class Figures(NamedTuple):
+    """What a race found of a contender."""
+
+    fastest: float
+    """Tokens a second in its fastest step."""
+    mean: float
+    """Tokens a second of all its steps together."""
+    memory: float
+    """Peak, in GB."""
+
+
 @dataclass(frozen=True)
 class Contender:
-    """One way to take a training step, in bf16."""
+    """One way to take a training step."""
 
     kind: str
     """"ours", "transformers", or "our loss", "plain loss" alone."""
     device: str
     shape: dict[str, int]
     micro_batch_size: int
+    precision: str = "bf16"
     compiled: bool = False
     changes: dict[str, Any] = field(default_factory=lambda: dict(NO_DROPOUT))
 
@@ -63,19 +91,20 @@ def make_step(contender: Contender) -> Step:
     torch.manual_seed(1)
     settings: dict[str, Any] = contender.shape | contender.changes
     config = DecoderConfig(**settings)
-    device, length = torch.device(contender.device), config.max_position_embeddings
+    device, dtype = torch.device(contender.device), PRECISIONS[contender.precision]
+    length = config.max_position_embeddings
     if "loss" in contender.kind:
         return loss_step(contender, config)
     model: nn.Module
     if contender.kind == "ours":
-        model = Decoder(config).to(device, torch.bfloat16)
+        model = Decoder(config).to(device, dtype)
         if contender.compiled:
             model.compile_layers()
     else:
         from transformers import BioGptConfig, BioGptForCausalLM
 
         their_config: Any = BioGptConfig(**hf_config(config))
-        model = BioGptForCausalLM._from_config(their_config, attn_implementation="sdpa", dtype=torch.bfloat16)
+        model = BioGptForCausalLM._from_config(their_config, attn_implementation="sdpa", dtype=dtype)
         nn.Module.to(model, device)
         if contender.compiled:
             model = torch.compile(model)  # type: ignore[assignment]
@@ -98,11 +127,11 @@ def make_step(contender: Contender) -> Step:
 
 def loss_step(contender: Contender, config: DecoderConfig) -> Step:
     """The head and its loss alone, forward and backward."""
-    rows, device = contender.tokens(), torch.device(contender.device)
-    hidden = torch.randn(rows, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
+    rows, device, dtype = contender.tokens(), torch.device(contender.device), PRECISIONS[contender.precision]
+    hidden = torch.randn(rows, config.hidden_size, device=device, dtype=dtype, requires_grad=True)
     words = config.padded_vocab_size if contender.kind == "our loss" else config.vocab_size
     weight = torch.randn(words, config.hidden_size, device=device) * config.hidden_size**-0.5  # logits as a model's
-    weight = weight.to(torch.bfloat16).requires_grad_()
+    weight = weight.to(dtype).requires_grad_()
     targets = torch.randint(4, config.vocab_size, (rows,), device=device)
 
     def step(number: int, micro_batch_size: int) -> None:
@@ -147,10 +176,10 @@ def serve(contender: Contender, pipe: Any) -> None:
         import transformers  # noqa: F401  before memory is counted
     memory = Memory(contender.device)
     step = make_step(contender)
-    for number in range(WARM_UP):  # the first makes the optimizer's moments and compiles
-        step(number, contender.micro_batch_size)
+    number = WARM_UP[contender.device]
+    for early in range(number):
+        step(early, contender.micro_batch_size)
     memory.reset()
-    number = WARM_UP
     pipe.send("ready")
     while pipe.recv():
         synchronize(contender.device)
@@ -200,13 +229,14 @@ def start(target: Callable[[Contender, Any], None], contender: Contender) -> tup
     return process, ours
 
 
-def race(contenders: dict[str, Contender], rounds: int) -> dict[str, tuple[float, float]]:
-    """Tokens a second and peak memory in GB of each contender; they step in turns."""
-    started = {name: start(serve, contender) for name, contender in contenders.items()}
+def race(contenders: dict[str, Contender], rounds: int) -> dict[str, Figures]:
+    """The figures of each contender; they step in turns."""
+    started = {}
+    for name, contender in contenders.items():
+        process, pipe = started[name] = start(serve, contender)
+        assert pipe.recv() == "ready"  # one at a time: all models at their peak at once may be too much for the memory
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = dict.fromkeys(contenders, 0.0)
-    for _, pipe in started.values():
-        assert pipe.recv() == "ready"  # none is timed while another is warming up
     for _ in range(rounds):
         for name, (_, pipe) in started.items():
             pipe.send(True)
@@ -216,59 +246,72 @@ def race(contenders: dict[str, Contender], rounds: int) -> dict[str, tuple[float
     for process, pipe in started.values():
         pipe.send(False)
         process.join()
-    speeds = {name: contenders[name].tokens() / statistics.fmean(taken) for name, taken in seconds.items()}
-    return {name: (speeds[name], peaks[name]) for name in contenders}
+    return {
+        name: Figures(each.tokens() / min(seconds[name]), each.tokens() / statistics.fmean(seconds[name]), peaks[name])
+        for name, each in contenders.items()
+    }
 
 
-def fair_layerdrop(shape: dict[str, int], rounds: int) -> dict[str, Any]:
+def fair_layerdrop(shape: dict[str, int], device: str, rounds: int) -> dict[str, Any]:
     """Layerdrop 0.2 with a seed whose draws leave out a fifth of the layers of the steps that are timed."""
 
     def off_by(seed: int) -> float:
-        layers, steps = range(shape["num_hidden_layers"]), range(WARM_UP, WARM_UP + rounds)
+        layers, first = range(shape["num_hidden_layers"]), WARM_UP[device]
+        steps = range(first, first + rounds)
         drawn = [is_dropped(0.2, seed, step, 0, layer) for step in steps for layer in layers]
         return abs(statistics.fmean(drawn) - 0.2)
 
     return {"layerdrop": 0.2, "layerdrop_seed": min(range(100), key=off_by)}
 
 
-def beside(one: tuple[float, float], other: tuple[float, float]) -> tuple[str, str]:
-    """A row's figures: tokens a second, and peak memory."""
-    return (
-        f"{one[0]:,.0f} to {other[0]:,.0f} tokens/s: {one[0] / other[0]:.2f}x",
-        f"{one[1]:.2f} to {other[1]:.2f} GB: {one[1] / other[1]:.2f}x",
-    )
+def speeds(one: float, other: float) -> str:
+    """Two speeds and their ratio."""
+    return f"{one:,.0f} to {other:,.0f} tokens/s: {one / other:.2f}x"
 
 
-def cpu_rows(rounds: int) -> list[tuple[str, str, str, str]]:
+def memories(one: Figures, other: Figures) -> str:
+    """Two peaks of memory and their ratio."""
+    return f"{one.memory:.2f} to {other.memory:.2f} GB: {one.memory / other.memory:.2f}x"
+
+
+def cpu_rows(precision: str, rounds: int) -> list[Row]:
     """The rows that every machine measures."""
-    ours = Contender("ours", "cpu", CPU_SHAPE, micro_batch_size=4)
+    ours = Contender("ours", "cpu", CPU_SHAPE, micro_batch_size=4, precision=precision)
     theirs = replace(ours, kind="transformers")
     modes = {
         mode: replace(ours, changes=NO_DROPOUT | {"gradient_checkpointing": mode}) for mode in ("selective", "full")
     }
-    layerdrop = replace(ours, changes=NO_DROPOUT | fair_layerdrop(CPU_SHAPE, rounds))
+    layerdrop = replace(ours, changes=NO_DROPOUT | fair_layerdrop(CPU_SHAPE, "cpu", rounds))
     plain = race({"ours": ours, "theirs": theirs, "layerdrop": layerdrop, **modes}, rounds)
     dropped = race({"ours": replace(ours, changes=DROPOUT), "theirs": replace(theirs, changes=DROPOUT)}, rounds)
     losses = race({"ours": replace(ours, kind="our loss"), "theirs": replace(ours, kind="plain loss")}, rounds)
-    step = "CPU step, 12 layers x 768, context 512, micro-batch 4, vocabulary 42,384, bf16, dropout 0"
+    step = "CPU step, 12 layers x 768, context 512, micro-batch 4, vocabulary 42,384, dropout 0"
     hf = "transformers' `BioGptForCausalLM`, sdpa, same AdamW"
-    speed, memory = beside(plain["ours"], plain["theirs"])
-    rows = [(step, hf, speed, "1.0x"), ("the same, peak memory", hf, memory, "0.85x")]
-    speed, memory = beside(dropped["ours"], dropped["theirs"])
-    rows += [("with dropout 0.1", hf, speed, ""), ("the same, peak memory", hf, memory, "0.6x")]
-    speed, _ = beside(plain["layerdrop"], plain["ours"])
-    rows += [("CPU step, layerdrop 0.2", "layerdrop 0", speed, "1.15x")]
-    for mode in modes:
-        speed, memory = beside(plain[mode], plain["ours"])
-        rows += [(f"CPU step, recomputation {mode}", "none", f"{speed}; {memory}", "")]
-    speed, memory = beside(losses["ours"], losses["theirs"])
-    rows += [("head and loss alone, forward and backward", "torch's cross entropy in fp32", f"{speed}; {memory}", "")]
-    return rows
+
+    def row(what: str, against: str, measured: str, least: str = "") -> Row:
+        return Row(what, against, precision, measured, least if precision == "bf16" else "")
+
+    def both(one: Figures, other: Figures) -> str:
+        return f"{speeds(one.fastest, other.fastest)}; {memories(one, other)}"
+
+    return [
+        row(step, hf, speeds(plain["ours"].fastest, plain["theirs"].fastest), "1.0x"),
+        row("the same, peak memory", hf, memories(plain["ours"], plain["theirs"]), "0.85x"),
+        row("with dropout 0.1", hf, speeds(dropped["ours"].fastest, dropped["theirs"].fastest)),
+        row("the same, peak memory", hf, memories(dropped["ours"], dropped["theirs"]), "0.6x"),
+        row("CPU step, layerdrop 0.2", "layerdrop 0", speeds(plain["layerdrop"].mean, plain["ours"].mean), "1.15x"),
+        *(row(f"CPU step, recomputation {mode}", "none", both(plain[mode], plain["ours"])) for mode in modes),
+        row(
+            "head and loss alone, forward and backward",
+            "torch's cross entropy in fp32",
+            both(losses["ours"], losses["theirs"]),
+        ),
+    ]
 
 
-def gpu_rows(rounds: int) -> list[tuple[str, str, str, str]]:
+def gpu_rows(rounds: int) -> list[Row]:
     """The rows of the 347M model; "not measured" where there is no GPU."""
-    step = "GPU: 347M, context 1024, micro-batch 16, bf16, dropout 0"
+    step = "GPU: 347M, context 1024, micro-batch 16, dropout 0"
     hf, hf_compiled = "transformers' `BioGptForCausalLM`, sdpa", "the same with torch.compile"
     names = [
         (step, hf, "2x"),
@@ -278,24 +321,29 @@ def gpu_rows(rounds: int) -> list[tuple[str, str, str, str]]:
         ("GPU: largest micro-batch at 1024, recomputation selective", hf, "2x"),
         ("GPU: layerdrop 0.2", "layerdrop 0", "1.15x"),
     ]
-    if not torch.cuda.is_available():
-        return [(what, against, "not measured", least) for what, against, least in names]
+    measured = gpu_figures(rounds) if torch.cuda.is_available() else ["not measured"] * len(names)
+    return [Row(what, hf, "bf16", found, least) for (what, hf, least), found in zip(names, measured, strict=True)]
+
+
+def gpu_figures(rounds: int) -> list[str]:
+    """What stands in the rows of the GPU."""
     ours = Contender("ours", "cuda", GPU_SHAPE, micro_batch_size=16, compiled=True)
     theirs = replace(ours, kind="transformers", compiled=False)
     first = race({"ours": ours, "theirs": theirs, "compiled": replace(theirs, compiled=True)}, rounds)
-    changes = {"dropout": DROPOUT, "layerdrop": NO_DROPOUT | fair_layerdrop(GPU_SHAPE, rounds)}
+    changes = {"dropout": DROPOUT, "layerdrop": NO_DROPOUT | fair_layerdrop(GPU_SHAPE, "cuda", rounds)}
     second = race({"ours": ours} | {name: replace(ours, changes=each) for name, each in changes.items()}, rounds)
     lean = replace(ours, compiled=False, changes=NO_DROPOUT | {"gradient_checkpointing": "selective"})
     most = [largest(lean), largest(theirs)]
-    measured = [
-        "; ".join(beside(first["ours"], first["theirs"])),
-        "; ".join(beside(first["ours"], first["compiled"])),
-        utilization(first["ours"][0]),
-        utilization(second["dropout"][0]),
+    return [
+        *(
+            f"{speeds(first['ours'].fastest, first[name].fastest)}; {memories(first['ours'], first[name])}"
+            for name in ("theirs", "compiled")
+        ),
+        utilization(first["ours"].mean),
+        utilization(second["dropout"].mean),
         f"{most[0]} to {most[1]}: {most[0] / most[1]:.1f}x",
-        beside(second["layerdrop"], second["ours"])[0],
+        speeds(second["layerdrop"].mean, second["ours"].mean),
     ]
-    return [(what, against, found, least) for (what, against, least), found in zip(names, measured, strict=True)]
 
 
 def largest(contender: Contender) -> int:
@@ -313,16 +361,28 @@ def utilization(speed: float) -> str:
     return f"{speed:,.0f} tokens/s: {share}"
 
 
+def cpu() -> str:
+    """The processor, its cores, and its instructions for bf16."""
+    flags = cpuinfo("flags").split()
+    instructions = next((each for each in ("amx_bf16", "avx512_bf16") if each in flags), "no bf16 instructions")
+    return f"{processor()}, {cores()} cores, {instructions}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each contender (a GPU takes 20 times as many)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each contender (a GPU takes 30 times as many)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the rows of the CPU; both without this option")
     parser.add_argument("--gpu-only", action="store_true", help="leave the rows of the CPU out")
     given = parser.parse_args()
-    rows = [] if given.gpu_only else cpu_rows(given.rounds)
-    rows += gpu_rows(20 * given.rounds)
+    rows: list[tuple[str, ...]] = []
+    if not given.gpu_only:
+        for precision in [given.precision] if given.precision else PRECISIONS:
+            rows += [(*row, cpu()) for row in cpu_rows(precision, given.rounds)]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    rows += [(*row, gpu) for row in gpu_rows(30 * given.rounds)]
     print(f"Measured by `python -m tests.bench.model` on {machine()}:\n")
-    print("| what | against | measured | at least (memory: at most) |\n|---|---|---|---|")
+    print("| what | against | precision | measured | at least (memory: at most) | processor |\n" + "|---" * 6 + "|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 

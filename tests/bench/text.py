@@ -1,4 +1,4 @@
-"""What the text path costs: `python -m tests.bench.data` prints a table. Needs `../shared`; about 5 minutes.
+"""What the text path costs: `python -m tests.bench.text` prints a table. Needs `../shared`; about 5 minutes.
 
 CPU time of one core; what is compared takes turns, slice by slice of the texts.
 """
@@ -21,10 +21,10 @@ from transformers import AutoTokenizer, BioGptTokenizer
 from data.text import moses
 from data.text.learn_bpe import learn_merges
 from data.text.tokenizer import Tokenizer
-from tests.bench.corpus import peak
-from tests.bench.machine import machine
+from tests.bench.machine import machine, peak
+from tests.bench.needs import need_shared
 from tests.data.reference import published_biogpt, texts_of
-from tests.shared import SHARED
+from tests.paths import SHARED
 
 SLICES = 4  # of the texts, of which the first half warms the memory
 Row = tuple[str, str, str, str]
@@ -134,6 +134,7 @@ def memory(folder: Path) -> list[Row]:
 
 def main() -> None:
     """Measure everything and print the table."""
+    need_shared()
     with tempfile.TemporaryDirectory() as temporary:
         folder = published_biogpt(Path(temporary))
         texts = shared_texts()

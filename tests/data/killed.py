@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.shared import ROOT
+from tests.paths import ROOT
 
 
 def kill_at_call(folder: Path, step: str, call: int, code: str) -> None:

@@ -1,36 +1,12 @@
-"""What the tests compare with: real texts, megatron-core's reader, and the hash in plain integers."""
+"""What tests and benchmarks compare with: real texts, BioGPT's published tokenizer, the hash in plain integers."""
 
 import gzip
 import json
-import warnings
 from pathlib import Path
-from typing import Any
 
 from data.archive.medline import Citation, read_medline
 from data.text.train import tokenizer_from_biogpt
-from tests.shared import SHARED
-
-with warnings.catch_warnings():  # it misses its optional GPU kernels
-    warnings.simplefilter("ignore")
-    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-
-__all__ = [
-    "IndexedDatasetBuilder",
-    "megatron_documents",
-    "open_by_megatron",
-    "published_biogpt",
-    "splitmix64",
-    "texts_of",
-]
-
-
-def open_by_megatron(prefix: Path) -> Any:
-    return IndexedDataset(str(prefix))
-
-
-def megatron_documents(prefix: Path) -> list[list[int]]:
-    """The tokens of each document."""
-    return [document.tolist() for document in open_by_megatron(prefix)]
+from tests.paths import SHARED
 
 
 def splitmix64(number: int) -> int:

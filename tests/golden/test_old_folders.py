@@ -59,7 +59,7 @@ def test_parts_of_an_old_corpus_are_not_parsed_again(old: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in receipts} == receipts
     assert observe.describe(old / "corpus.parts") == before
     counts = [read_manifest(old / name, "corpus")["counts"] for name in ("kept", "corpus")]
-    assert counts[0] == counts[1]
+    assert counts[0].items() <= counts[1].items()  # a rule or filter that came since may add a count
 
 
 def test_an_old_run_goes_on_from_its_checkpoint(old: Path, losses: dict[str, list[float]], one_rank: Ranks) -> None:

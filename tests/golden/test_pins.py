@@ -44,4 +44,7 @@ def test_losses_at_every_stage_and_a_checkpoint_s_names(
 
 @needs_shared
 def test_funnel_of_the_real_files(pins: Pins, tmp_path: Path) -> None:
-    assert observe.real_funnel(tmp_path) == pins["real_funnel"]
+    for profile, counts in observe.real_funnel(tmp_path).items():
+        assert (
+            pins["real_funnel"][profile].items() <= counts.items()
+        )  # a rule or filter that came since may add a count

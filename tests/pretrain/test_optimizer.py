@@ -28,7 +28,7 @@ class Mixed(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in (each for each in group["params"] if each.grad is not None):
                 state, gradient = self.state[parameter], parameter.grad

@@ -88,7 +88,7 @@ def test_a_kill_between_any_two_files_leaves_a_checkpoint_that_loads(
 
         return call
 
-    survived = []
+    survived, copy = [], run
     for calls in range(100):
         copy = tmp_path / str(calls)
         shutil.copytree(run, copy)

@@ -1,4 +1,4 @@
-"""A local server that answers as NLM's archive does, cuts connections, lies about md5 and lacks files."""
+"""A local server in NLM's place, which can cut connections, give wrong md5s and lack files. Needs no pytest."""
 
 import hashlib
 import random
@@ -26,14 +26,14 @@ class Archive(ThreadingHTTPServer):
         self.sent: Counter[str] = Counter()  # bytes
         self.url = f"http://127.0.0.1:{self.server_port}/pubmed/"
 
-    def handle_error(self, *_: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed in the middle is no error here."""
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Archive  # type: ignore[assignment]
 
-    def log_message(self, *_: Any) -> None: ...
+    def log_message(self, format: str, *args: Any) -> None: ...
 
     def do_HEAD(self) -> None:
         self.answer(200, b"", {"Content-Length": str(len(self.server.content[self.path.rsplit("/", 1)[1]]))})

@@ -23,7 +23,8 @@ from data.text.ids import EOS_ID, SPECIAL_TOKENS
 from data.text.train import write_tokenizer_files
 from tests.data.citations import citation, write_file
 from tests.data.killed import kill_after, kill_at_call, start
-from tests.data.reference import megatron_documents, splitmix64
+from tests.data.megatron import megatron_documents
+from tests.data.reference import splitmix64
 
 
 def shard_key(pmid: int) -> int:

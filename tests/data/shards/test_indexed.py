@@ -10,7 +10,7 @@ import torch
 from data.common.files import UserError
 from data.shards.indexed import IndexedTokens, write_index
 from data.text.ids import token_dtype
-from tests.data.reference import IndexedDatasetBuilder, megatron_documents, open_by_megatron
+from tests.data.megatron import IndexedDatasetBuilder, megatron_documents, open_by_megatron
 
 Documents = list[list[int]]
 
