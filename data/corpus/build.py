@@ -58,7 +58,7 @@ def make_corpus(
         keys = Keys([task.folder / PART_FILE for task in tasks], settings, excluded)
         split_of_row, counts = select_rows(keys, settings, validation_fraction, test_fraction)
         if not counts["train"]:
-            raise UserError(f"{raw[0]}: no citation is left for training; lower the filters or add files: {counts}")
+            raise UserError(f"{raw[0]}: no citation is left for training; relax the filters or add files: {counts}")
         write_splits(tasks, keys.starts, split_of_row, folder, workers)
         return counts
 

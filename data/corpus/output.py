@@ -22,8 +22,8 @@ from data.corpus import schema
 from data.corpus.parts import PART_FILE
 
 pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
-# In the folder of parts, until the corpus is finished: the index of the split of each row, and the output folders.
-# A command that an earlier version began looks for them under these names.
+# In the folder of parts until the corpus is finished: the index of the split of each row, and the output folders. A
+# command that was killed in an earlier version of the program left them under these names.
 SPLIT_OF_ROW, OUTPUTS = ".chosen.npy", ".pieces"
 
 
@@ -32,8 +32,8 @@ def write_splits(
 ) -> None:
     """Write the selected rows into the files of the corpus, in the order of the parts.
 
-    tasks: those of pass one; starts: the first row of each part; split_of_row: the index of a row's split, or more
-    than the last index for a row that is left out. A split without rows has no file, because
+    tasks: those of pass one; starts: the first row of each part; split_of_row: the index of each row's split in
+    SPLITS, or another number for a row that is left out. A split without rows has no file, because
     `datasets.load_dataset` refuses a folder that holds a file without rows.
     """
     parts = tasks[0].folder.parent

@@ -1,4 +1,4 @@
-"""data/corpus/filters.py: each filter against a slow reading of the same XML, on real records and on generated ones."""
+"""data/corpus/filters.py: each filter against a simple reference, on real records and on generated ones."""
 
 import gzip
 import random
@@ -74,7 +74,7 @@ def toml(value: Any) -> str:
 
 
 def assert_equals_slow(path: Path, records: list[Record], rng: random.Random, folder: Path) -> Counter[str]:
-    """A corpus of the file under random settings keeps and counts what the slow reading does; what dropped how many."""
+    """A corpus under random settings keeps and counts what the reference does. Returns how many each filter dropped."""
     folder.mkdir()
     settings, excluded = random_settings(rng, [record.pmid for record in records], folder)
     dropped = {record.pmid: slow_filter(record, settings, excluded) for record in records}
@@ -90,7 +90,7 @@ def assert_equals_slow(path: Path, records: list[Record], rng: random.Random, fo
 
 
 @needs_shared
-def test_filters_on_real_records_equal_the_slow_reading(tmp_path: Path) -> None:
+def test_filters_on_real_records_equal_the_reference(tmp_path: Path) -> None:
     """The 3,693 records of many years, and NLM's sample, which has more retracted ones."""
     rng, total, decisions = random.Random(1), Counter[str](), 0
     for name, trials in (("assembled_3693", 5), ("pubmedsample18n0001", 20)):
@@ -121,7 +121,7 @@ def generated(rng: random.Random) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_filters_on_generated_records_equal_the_slow_reading(seed: int, tmp_path: Path) -> None:
+def test_filters_on_generated_records_equal_the_reference(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     path = tmp_path / "a.xml"
     path.write_text(article_set("".join(f"<PubmedArticle>{xml}</PubmedArticle>" for xml in generated(rng))))

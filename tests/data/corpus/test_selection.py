@@ -1,4 +1,4 @@
-"""data/corpus/selection.py against a slow reading with dicts, on generated streams and on NLM's own update files."""
+"""data/corpus/selection.py against a simple reference with dicts, on generated streams and on NLM's files."""
 
 import gzip
 import random
@@ -113,7 +113,7 @@ def test_an_old_version_does_not_stand_in_for_a_newest_without_abstract(tmp_path
 
 
 @pytest.mark.parametrize("seed", range(250))
-def test_random_streams_equal_the_slow_reading(seed: int, tmp_path: Path) -> None:
+def test_random_streams_equal_the_reference(seed: int, tmp_path: Path) -> None:
     """Few PMIDs, versions and texts, so that everything meets everything; up to five files."""
     rng = random.Random(seed)
 
@@ -141,7 +141,7 @@ def test_random_streams_equal_the_slow_reading(seed: int, tmp_path: Path) -> Non
      ["medsamp2010", "medsamp2011", "medsamp2012", "medsamp2014", "medsamp2017", "medline16n0902"]],
     ids=["updates", "versions", "samples"],
 )  # fmt: skip
-def test_real_files_equal_the_slow_reading(names: list[str], tmp_path: Path) -> None:
+def test_real_files_equal_the_reference(names: list[str], tmp_path: Path) -> None:
     """NLM's revisions, read by the standard library and chosen with dicts; MathML-free records only."""
     paths = [NLM / f"{name}.xml.gz" for name in names]
     order = {path.name: index for index, path in enumerate(paths)}

@@ -1,4 +1,4 @@
-"""data/shards/blocks.py against a slow reading of the token files."""
+"""data/shards/blocks.py against a simple reader of the token files."""
 
 import math
 import random
@@ -32,7 +32,7 @@ def write_shards(folder: Path, shards: list[list[list[int]]], split: str = "trai
 
 
 def random_shards(seed: int, sizes: list[int]) -> list[list[list[int]]]:
-    """Shards of so many documents, each of 1 to 30 tokens and its `</s>`."""
+    """Shards of this number of documents, each of 1 to 30 tokens and its `</s>`."""
     rng = random.Random(seed)
     return [[[*(rng.randint(3, 60_000) for _ in range(rng.randint(1, 30))), EOS] for _ in range(size)]
             for size in sizes]  # fmt: skip

@@ -22,6 +22,7 @@ from data.shards.indexed import IndexedTokens
 from data.text.ids import EOS_ID, SPECIAL_TOKENS
 from data.text.train import write_tokenizer_files
 from tests.data.citations import citation, write_file
+from tests.data.corpora import content
 from tests.data.killed import kill_after, kill_at_call, start
 from tests.data.megatron import megatron_documents
 from tests.data.reference import splitmix64
@@ -48,10 +49,6 @@ def read_by_megatron(shards: Path, split: str) -> list[list[int]]:
 
 def read_bytes(shards: Path, split: str) -> list[int]:
     return [int(count) for path in sorted(shards.glob(f"{split}-*.bytes.npy")) for count in np.load(path)]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("split", SPLITS)
