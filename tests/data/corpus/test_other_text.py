@@ -46,7 +46,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None: ...
+    def log_message(self, format: str, *args: object) -> None: ...
 
     def do_GET(self) -> None:
         if re.fullmatch(r"/api/datasets/me/notes(/revision/[^?]*)?(\?.*)?", self.path):
