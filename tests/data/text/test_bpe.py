@@ -1,6 +1,9 @@
 """data/text/bpe.py against subword-nmt's own text interface and transformers' BioGptTokenizer."""
 
+import random
 import re
+import string
+import time
 from collections import Counter
 
 import pytest
@@ -13,6 +16,7 @@ from data.text.learn_bpe import learn_merges
 from tests.data.text.subword import subword_nmt, subwords_of
 from tests.shared import SHARED, needs_shared
 
+PARTS = ["a", "b", "c", "ab", "bc", "ca", "abc", "aa", "cab", "a</w>", "b</w>", "bc</w>", "abc</w>"]
 BIOGPT = SHARED / "tokenizers" / "biogpt" / "bpecodes"
 
 
@@ -70,3 +74,35 @@ def test_tokens_join_to_the_word(word: str) -> None:
     tokens = Segmenter([("a", "b"), ("ab", "c</w>")])(word)
     assert "".join(tokens) == word + END_OF_WORD
     assert not any(re.search(END_OF_WORD, token) for token in tokens[:-1])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    word=st.text(st.sampled_from("abc"), min_size=1, max_size=60),
+    merges=st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from(PARTS)), max_size=40, unique=True),
+)
+def test_long_words_are_segmented_as_short_ones(word: str, merges: list[Merge]) -> None:
+    """Under merges in any order: the product of one may be part of a pair that comes before it."""
+    segment = Segmenter(merges)
+    expected = segment(word)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.text.bpe.LONG", 0)
+        assert segment(word) == expected
+
+
+@needs_shared
+def test_words_of_many_letters_take_time_in_proportion(published: list[Merge], tmp_path) -> None:
+    """A sequence, base64, one letter again and again: the tokens of subword-nmt, and a million letters in seconds."""
+    rng, theirs, segment = random.Random(1), subword_nmt(published), Segmenter(published)
+    alphabets = {"sequence": "acgt", "base64": string.ascii_letters + string.digits + "+/", "letter": "a"}
+    for name, letters in alphabets.items():
+        word = "".join(rng.choices(letters, k=20_000))
+        assert segment(word) == subwords_of(theirs, word), name
+        seconds = {}
+        for length in (100_000, 1_000_000):
+            word, before = "".join(rng.choices(letters, k=length)), time.process_time()
+            tokens = segment(word)
+            seconds[length] = time.process_time() - before
+            assert "".join(tokens) == word + END_OF_WORD
+        print(f"{name}: {seconds}")
+        assert seconds[1_000_000] < 30 * seconds[100_000]  # the square would be 100 times
