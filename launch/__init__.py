@@ -1,1 +1,1 @@
-"""How a run is started: the front door, recipes, DeepSpeed files and scripts."""
+"""How a run is started: the `biogpt` command, recipes, DeepSpeed files and scripts."""

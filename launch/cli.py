@@ -1,4 +1,4 @@
-"""The front door: `biogpt`. It answers `--help` at once, for the commands import what they need when they run."""
+"""The `biogpt` command. `--help` is fast because each command imports what it needs only when it runs."""
 
 import importlib.metadata
 import sys

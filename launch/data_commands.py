@@ -1,4 +1,4 @@
-"""The commands that turn PubMed into shards. Each imports what it needs when it runs, so that `--help` is fast."""
+"""The commands that turn PubMed into shards. `--help` is fast because each imports what it needs when it runs."""
 
 import re
 import sys
@@ -16,7 +16,9 @@ MERGES = 40_000  # BioGPT's
 def download(
     out: Annotated[Path, typer.Option("--out", help="Folder for NLM's files. Files already there are kept.")],
     updates: Annotated[bool, typer.Option("--updates", help="Also download the daily update files.")] = False,
-    baseline: Annotated[int | None, typer.Option(help="Stop if the files on the server are of another year.")] = None,
+    baseline: Annotated[
+        int | None, typer.Option(metavar="YEAR", help="Stop if the server holds the files of another year.")
+    ] = None,
     files: Annotated[str, typer.Option(metavar="FIRST-LAST", help="Numbers of the wanted files; default: all.")] = "",
     connections: Annotated[int, typer.Option(min=1, max=16, help="Number of files to download at once.")] = 4,
     base_url: Annotated[str, typer.Option(help="NLM's PubMed folder, or a mirror of it.")] = "",
@@ -53,8 +55,8 @@ def corpus(
     raw: Annotated[
         list[str],
         typer.Argument(
-            metavar="RAW... [corpus.key=value]...",
-            help="NLM's files, folders of them, other text files, hf://datasets/OWNER/NAME.",
+            metavar="INPUT... [corpus.key=value]...",
+            help="NLM's files, folders of them, other text files, `hf://datasets/OWNER/NAME`; then settings.",
         ),
     ],
     out: Out,
@@ -101,7 +103,7 @@ def tokenizer(
         Path | None, typer.Option(help="Convert BioGPT's bpecodes and dict.txt in this folder instead of learning.")
     ] = None,
     merges: Annotated[int, typer.Option(min=0, help="Number of BPE merges to learn.")] = MERGES,
-    min_count: Annotated[int, typer.Option(min=1, help="Tokens seen fewer times than this become <unk>.")] = 1,
+    min_count: Annotated[int, typer.Option(min=1, help="Tokens seen fewer times than this become `<unk>`.")] = 1,
     min_word_count: Annotated[
         int, typer.Option(min=1, help="Learn merges only from words seen at least this often.")
     ] = 1,
@@ -144,7 +146,9 @@ def shards(
 ) -> None:
     """Tokenize a corpus into Megatron's .bin and .idx files, or verify existing shards.
 
-    Example: `biogpt shards corpus/ --tokenizer tokenizer/ --out shards/`, `biogpt shards --verify shards/`
+    Example: `biogpt shards corpus/ --tokenizer tokenizer/ --out shards/`
+
+    To verify: `biogpt shards --verify shards/`
     """
     from data.shards.build import make_shards
     from data.text.ids import token_dtype

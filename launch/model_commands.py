@@ -15,10 +15,12 @@ from launch.options import Out
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
+    ] = None,
     ranks: Annotated[int, typer.Option(min=0, help="Number of processes; 0 means one per GPU, or one on a CPU.")] = 0,
 ) -> None:
-    """Train on this machine, or resume a run: torchrun --nproc-per-node RANKS -m pretrain.train RECIPE ...
+    """Train on this machine, or resume a run. Starts torchrun with one process per rank.
 
     Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
     """
@@ -128,7 +130,7 @@ def export(
     out: Out,
     shards: Annotated[Path | None, typer.Option(help="Where the run's shards are now, if they have moved.")] = None,
 ) -> None:
-    """Write a run's newest checkpoint as a folder for transformers. transformers must agree before it appears.
+    """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.
 
     Example: `biogpt export run/ --out hf/`
     """

@@ -50,12 +50,12 @@ def say(text: str) -> None:
 
 def report(shards: Path, run: Path) -> None:
     """Print the three figures that show whether the model has learned. Raises UserError if it has not."""
-    from data.shards.blocks import unigram_entropy
-    from pretrain.inference import open_split
+    from data.common.files import read_manifest
+    from data.shards.blocks import TokenStream, unigram_entropy
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
-    entropy = unigram_entropy(open_split(shards, "validation"))
+    entropy = unigram_entropy(TokenStream(shards, read_manifest(shards, "shards"), "validation"))
     say("held-out loss, nats a token")
     print(f"at step 0          {losses[0]:8.4f}")
     print(f"unigram entropy    {entropy:8.4f}")

@@ -1,4 +1,4 @@
-"""What every trained model offers to the engine, the checkpoints and the export, which know no model by name."""
+"""What every trained model offers to the engine, the checkpoints and the export. They know no model by name."""
 
 from typing import Any, ClassVar
 
@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class Architecture(nn.Module):
-    """A model that can be trained. Calling it with a batch and its targets gives a summed loss, a scalar in fp32.
+    """A model that can be trained.
+
+    `forward` takes the tensors of a batch and, by name, `step` and `micro_step`, the seeds of draws that all ranks must
+    make alike. With targets it returns their summed loss, a scalar in fp32.
 
     `config` is a frozen dataclass of the model's shape. It is recorded in every checkpoint, and it has
     `parameter_count()` and `flops_per_token(context_length)`.
@@ -31,5 +34,9 @@ class Architecture(nn.Module):
         raise NotImplementedError
 
     def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `to_hf` gave -> by our parameter names. Some parameters may be missing."""
+        """The inverse of `to_hf`. Some parameters may be missing."""
+        raise NotImplementedError
+
+    def hf_config(self) -> dict[str, Any]:
+        """The content of transformers' `config.json` for this model."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from model.attention import (
     takes_offsets,
 )
 from model.config import DecoderConfig
-from model.hf import from_hf, to_hf
+from model.hf import from_hf, hf_config, to_hf
 from model.loss import linear_cross_entropy
 
 POSITION_OFFSET = 2  # position p reads row p + 2: fairseq's padding_idx + 1
@@ -136,6 +137,10 @@ class Decoder(Architecture):
         """As `Architecture.from_hf`."""
         return from_hf(tensors)
 
+    def hf_config(self) -> dict[str, Any]:
+        """As `Architecture.hf_config`."""
+        return hf_config(self.config)
+
     def forward(
         self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
     ) -> Tensor:
@@ -192,8 +197,8 @@ def initialize(decoder: Decoder) -> None:
     """Draw the weights from torch's global generator.
 
     "fairseq": transformer_lm of fairseq 0.12 (modules/multihead_attention.py, models/transformer). q, k and v are
-    drawn as three matrices, as fairseq does when they have three sizes' shapes. "hf": N(0, 0.02), biases 0. The
-    rows that pad the vocabulary are zero.
+    drawn as three separate matrices, so that each has the Xavier bound of its own shape. "hf": N(0, 0.02), biases 0.
+    The rows that pad the vocabulary are zero.
     """
     config = decoder.config
     if config.initialization == "hf":

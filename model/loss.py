@@ -1,8 +1,7 @@
 """Cross entropy on the tied head without ever holding all logits.
 
 Rows are processed in chunks. For each chunk the logits, the loss and the gradients of the hidden states and the weight
-are computed together, so that nothing of the vocabulary's size outlives a chunk, as in Liger's fused linear cross
-entropy (Hsu et al. 2024).
+are computed together, so that no logits outlive a chunk, as in Liger's fused linear cross entropy (Hsu et al. 2024).
 
 Letters in tensor names: R rows (positions of all blocks), H hidden size, V vocabulary padded.
 """

@@ -84,7 +84,7 @@ class CheckpointWriter:
         found = load_file(path)
         for name, tensor in tensors.items():
             if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):  # bytes: -0.0 is not 0.0
-                raise RuntimeError(f"{path}: {name} reads back other than it was written; check the disk")
+                raise RuntimeError(f"{path}: {name} reads back differently than it was written; check the disk")
 
     def finish(self, state: dict[str, Any]) -> Path:
         """Complete the checkpoint and name it in `latest`. Returns its folder."""

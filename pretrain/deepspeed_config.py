@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a recipe. DeepSpeed itself is not imported, so the front door can check it quickly."""
+"""The DeepSpeed configuration of a recipe. DeepSpeed itself is not imported, so `biogpt` can check it quickly."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ def evaluate_run(run: Run, max_examples: int) -> dict[str, Any]:
     """The held-out loss of a run's weights as they are now. Changes no state of the run."""
     run.engine.eval()
     return held_out_loss(
-        run.engine, run.objective.held_out, run.recipe.train.micro_batch_size, run.device, max_examples
+        run.engine, run.objective.held_out(), run.recipe.train.micro_batch_size, run.device, max_examples
     )
 
 

@@ -31,7 +31,7 @@ class HeldOut(ABC):
 
     @abstractmethod
     def figures(self, loss: float) -> dict[str, float]:
-        """What the mean loss of a counted target means in other units, by name."""
+        """Other figures that follow from the mean loss of a counted target, such as perplexity, by name."""
 
 
 @torch.no_grad()

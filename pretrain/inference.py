@@ -1,4 +1,4 @@
-"""What a trained model is used for by the front door: its held-out loss, and the continuation of a prompt."""
+"""Evaluation and generation, for `biogpt evaluate` and `biogpt generate`."""
 
 import tempfile
 from pathlib import Path
@@ -7,23 +7,12 @@ from typing import Any
 import torch
 
 from data.common.files import UserError, read_manifest, sha256, verify_files
-from data.shards.blocks import TokenStream
 from data.shards.build import make_shards
 from data.text.tokenizer import TOKENIZER_FILES
 from pretrain.held_out import SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import HeldOutBlocks, make_objective
-
-
-def open_split(shards: Path, split: str) -> TokenStream:
-    """The tokens of one split of a shards folder, verified. Raises UserError if the split is empty."""
-    manifest = read_manifest(shards, "shards")
-    verify_files(shards, manifest)
-    stream = TokenStream(shards, manifest, split)
-    if not len(stream):
-        raise UserError(f"{shards}: its {split} split is empty")
-    return stream
+from pretrain.objective import held_out_blocks, make_objective
 
 
 def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, split: str) -> dict[str, Any]:
@@ -43,14 +32,16 @@ def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, spli
         for name in ("vocab.json", "merges.txt"):
             if sha256(shards / "tokenizer" / name) != sha256(tokenizer / name):
                 raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({name} differs)")
+        manifest = read_manifest(shards, "shards")
+        verify_files(shards, manifest)
         if is_run:
             recipe, checkpoint, _ = opened
-            recipe = recipe.with_shards(shards)
-            model: SummedLoss = load_model(checkpoint, make_objective(recipe), device)
-            context_length = recipe.context_length()
+            objective = make_objective(recipe.with_shards(shards))
+            model: SummedLoss = load_model(checkpoint, objective, device)
+            held_out = objective.held_out(split)
         else:
-            model, context_length = hf_likelihood(opened), opened.config.max_position_embeddings
-        held_out = HeldOutBlocks(open_split(shards, split), context_length)
+            model = hf_likelihood(opened)
+            held_out = held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)
         return held_out_loss(model, held_out, 4, device)
 
 

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ONE_WISH_SECONDS = 3.0
+ONE_REQUEST_SECONDS = 3.0
 """A launcher repeats the terminal's signal to its ranks, so signals this close together count as one."""
 SLURM_MARGIN_SECONDS = 300.0
 """The run stops this long before the end of its Slurm job, to write a checkpoint."""
 REASONS = ("", "a signal", "the stop file", "the time limit", "the end of the Slurm job")
 
 
-class StopWish:
+class StopRequest:
     """Whether this rank has a reason to stop. `code()` is 0, or the index of the reason in REASONS."""
 
     def __init__(self, folder: Path, minutes: float, rank: int) -> None:
@@ -39,7 +39,7 @@ class StopWish:
         while received := os.read(reader, 1):
             if received[0] not in SIGNALS:
                 continue
-            if self._signalled and time.monotonic() - self._signalled > ONE_WISH_SECONDS:
+            if self._signalled and time.monotonic() - self._signalled > ONE_REQUEST_SECONDS:
                 os._exit(128 + received[0])
             self._signalled = self._signalled or time.monotonic()
         os.close(reader)

@@ -21,7 +21,7 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, fro
 
 
 def peak_flops() -> float | None:
-    """The peak of this GPU, in floating point operations a second. None if unknown: no MFU beats a wrong one."""
+    """The peak of this GPU, in floating point operations a second. None if unknown: a wrong MFU would mislead."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 

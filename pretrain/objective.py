@@ -1,7 +1,7 @@
 """What a run learns: which model it trains, on which batches, how it is evaluated, and how its export is proven.
 
-The loop, the engine, the checkpoints and the export know only `Objective`. To add an objective, write a subclass, enter
-it in OBJECTIVES and in the recipe's choices of `objective.kind`, and test it.
+The loop, the engine, evaluation, the checkpoints and the export know only `Objective`. To add an objective, write a
+subclass, enter it in OBJECTIVES and in the recipe's choices of `objective.kind`, and test it.
 """
 
 import math
@@ -42,7 +42,6 @@ class Objective(ABC):
 
     config: Any
     """The model's shape, as `Architecture.config`."""
-    held_out: HeldOut
     tokenizer: Path
     """Folder of the tokenizer that made the data; the run and its export get a copy."""
 
@@ -60,11 +59,18 @@ class Objective(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What the examples and their order depend on, besides the step. A resumed run must have the same."""
+        """What the examples and their order depend on, besides the step. A resumed run must have the same.
+
+        The key "shards" is a hash of the data's content, which `data.allow_other` lets differ.
+        """
 
     @abstractmethod
-    def data_figures(self) -> dict[str, str]:
-        """What the model card says about the training data, a row each."""
+    def held_out(self, split: str = "validation") -> HeldOut:
+        """The held-out examples of a split. Raises UserError if it is empty."""
+
+    @abstractmethod
+    def describe(self) -> tuple[str, dict[str, str]]:
+        """What the model card says about the kind of model, in a phrase, and about the training data, a row each."""
 
     @abstractmethod
     def build_model(self) -> Architecture:
@@ -108,6 +114,7 @@ class NextToken(Objective):
             )
         self.config: DecoderConfig = recipe.decoder_config(vocabulary)
         self.tokenizer = self._shards / "tokenizer"
+        self._held_out: dict[str, HeldOut] = {}
 
     @cached_property
     def _blocks(self) -> TrainingBlocks:
@@ -115,18 +122,16 @@ class NextToken(Objective):
         stream = TokenStream(self._shards, self._manifest, "train")
         return TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
 
-    @cached_property
-    def held_out(self) -> HeldOut:  # type: ignore[override]
-        """The blocks of the validation split."""
-        stream = TokenStream(self._shards, self._manifest, "validation")
-        return HeldOutBlocks(stream, self._recipe.context_length())
+    def held_out(self, split: str = "validation") -> HeldOut:
+        """The blocks of a split."""
+        if split not in self._held_out:
+            blocks = held_out_blocks(self._shards, self._manifest, split, self._recipe.context_length())
+            self._held_out[split] = blocks
+        return self._held_out[split]
 
     def check(self) -> None:
         """As `Objective.check`."""
-        if not self._manifest["counts"]["validation"]["tokens"]:
-            raise UserError(
-                f"{self._shards}: the validation split is empty; make the corpus with a larger --validation-fraction"
-            )
+        self.held_out()
         _ = self._blocks
 
     def verify(self) -> None:
@@ -143,10 +148,11 @@ class NextToken(Objective):
             "seed": self._recipe.train.seed,
         }
 
-    def data_figures(self) -> dict[str, str]:
-        """As `Objective.data_figures`."""
+    def describe(self) -> tuple[str, dict[str, str]]:
+        """As `Objective.describe`."""
         train = self._manifest["counts"]["train"]
-        return {"training documents, tokens": f"{train['documents']:,}, {train['tokens']:,}"}
+        figures = {"training documents, tokens": f"{train['documents']:,}, {train['tokens']:,}"}
+        return "causal language model", figures
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""
@@ -198,6 +204,14 @@ class HeldOutBlocks(HeldOut):
         bits_per_token = loss / math.log(2)
         tokens_per_byte = len(self._stream) / max(self._stream.text_bytes, 1)
         return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits_per_token * tokens_per_byte}
+
+
+def held_out_blocks(shards: Path, manifest: dict[str, Any], split: str, context_length: int) -> HeldOutBlocks:
+    """The blocks of a split of a shards folder. Raises UserError if it is empty."""
+    if not manifest["counts"].get(split, {}).get("tokens"):
+        hint = f"; make the corpus with a larger --{split}-fraction" if split != "train" else ""
+        raise UserError(f"{shards}: the {split} split is empty{hint}")
+    return HeldOutBlocks(TokenStream(shards, manifest, split), context_length)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}

@@ -16,9 +16,11 @@ from model.architecture import Architecture
 from pretrain.recipe import OptimizerSection, Recipe
 
 Groups = list[dict[str, Any]]
-"""As torch's optimizers take them, each with two keys of ours:
-"states": the names of the tensors that the optimizer keeps for each parameter of the group, of the parameter's shape;
-"rate_multiplier": the group's learning rate, in units of the schedule's."""
+"""As torch's optimizers take them, each with two keys of ours.
+
+"states": the names of the tensors that the optimizer keeps for each parameter of the group. Each must have the
+parameter's shape. "rate_multiplier": the schedule's learning rate is multiplied by it.
+"""
 
 
 class OptimizerKind(ABC):
@@ -27,7 +29,7 @@ class OptimizerKind(ABC):
     record: str
     """Its name in checkpoints. A run is not resumed with another kind."""
     offloaded_record: str
-    """The same for the implementation on the CPU that `deepspeed.offload_optimizer` uses."""
+    """Its name in checkpoints when `deepspeed.offload_optimizer` keeps it on the CPU."""
 
     @abstractmethod
     def groups(self, parameters: dict[str, Parameter], settings: OptimizerSection) -> Groups:
@@ -39,7 +41,7 @@ class OptimizerKind(ABC):
 
     @abstractmethod
     def build_offloaded(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
-        """The same on the CPU, by an implementation that DeepSpeed accepts for offloading."""
+        """The same on the CPU, in an implementation that DeepSpeed can offload. Raises UserError if there is none."""
 
 
 class AdamW(OptimizerKind):

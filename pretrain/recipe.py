@@ -36,8 +36,8 @@ class ModelSection(Section):
     layerdrop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a layer is skipped in a micro-batch."""
     gradient_checkpointing: Recomputation = "none"
-    """Recompute activations in the backward pass to save memory. "selective" recomputes the cheap ones, which saves a
-    third for little time; "full" recomputes whole layers, which saves nearly all for a third more time."""
+    """Recompute activations in the backward pass to save their memory. "selective" recomputes the cheap ones: about a
+    third of a layer's. "full" recomputes whole layers. docs/benchmarks.md has measured times and memory."""
     boundaries: Boundaries = "none"
     """"document": attention stays inside each document of a packed block, and positions start again at each document.
     "none": attention crosses documents, as in BioGPT."""

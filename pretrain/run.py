@@ -27,7 +27,7 @@ class Run:
     resumed_from: str = ""
     """Name of the checkpoint that this run was resumed from."""
     recorded_probe: dict[str, Any] = field(default_factory=dict)
-    """Loss of the first held-out examples as that checkpoint recorded it, and its precision. Empty on other data."""
+    """Loss of the first held-out examples as that checkpoint recorded it, and its precision. Empty for other data."""
     step: int = 0
     """Number of optimizer steps done, skipped ones included."""
     skipped: int = 0

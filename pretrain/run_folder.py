@@ -45,7 +45,7 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 def begin_run_folder(folder: Path, record: dict[str, Any], tokenizer: Path) -> None:
     """Make the folder of a new run, its manifest first, and copy the tokenizer's files into it.
 
-    record: what the manifest says besides. Files that are there already are not written again.
+    record: further entries of the manifest. Files that exist already are not written again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).is_file():

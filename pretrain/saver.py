@@ -1,4 +1,4 @@
-"""The observer that writes a run's checkpoints, and what ranks agree on when they load one."""
+"""The observer that writes a run's checkpoints; and loading one, where rank 0 decides for all ranks."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the run's own step, which skipped updates count in too."""
+"""Learning rates as functions of the run's step number. Skipped updates count as steps."""
 
 import math
 

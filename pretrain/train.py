@@ -21,7 +21,7 @@ from data.common.files import UserError
 from pretrain import engine as engines
 from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
 from pretrain.evaluate import Evaluator
-from pretrain.interrupt import REASONS, StopWish
+from pretrain.interrupt import REASONS, StopRequest
 from pretrain.metrics import Reporter
 from pretrain.objective import make_objective
 from pretrain.recipe import Recipe, load_recipe, write_recipe
@@ -33,7 +33,9 @@ from pretrain.schedule import learning_rate
 
 def main(arguments: list[str] | None = None) -> None:
     """The program of one rank."""
-    parser = argparse.ArgumentParser(prog="pretrain.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="pretrain.train", description="One rank of a run; torchrun or deepspeed starts it for each GPU."
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
     parser.add_argument("recipe", help="a TOML file, or the name of a bundled recipe")
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
@@ -51,7 +53,7 @@ def train(recipe: Recipe) -> Run:
     """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank."""
     device = engines.init_distributed()
     run = build(recipe, device)
-    wish = StopWish(run.folder, recipe.train.stop_after_minutes, run.rank)
+    request = StopRequest(run.folder, recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
     observers: list[Observer] = [reporter, evaluator, Saver(reporter, evaluator)]
@@ -59,12 +61,12 @@ def train(recipe: Recipe) -> Run:
         for observer in observers:
             observer.begin(run)
         while not run.ending:
-            report = update(run, wish)
+            report = update(run, request)
             for observer in observers:
                 observer.after_step(run, report)
         reporter.say(run, f"stopped by {run.stop_reason}: {run.folder}" if run.stop_reason else f"done: {run.folder}")
     finally:
-        wish.close()
+        request.close()
         for observer in observers:
             observer.close()
     return run
@@ -118,7 +120,7 @@ def build(recipe: Recipe, device: torch.device) -> Run:
     )
 
 
-def update(run: Run, wish: StopWish) -> dict[str, Any]:
+def update(run: Run, request: StopRequest) -> dict[str, Any]:
     """One optimizer step on the global batch of `run.step`. Returns its loss in nats a target and other figures."""
     started = time.monotonic()
     recipe, engine, objective = run.recipe, run.engine, run.objective
@@ -145,7 +147,7 @@ def update(run: Run, wish: StopWish) -> dict[str, Any]:
             engine.step()
         else:
             norm, applied = engines.finish_step(engine)
-    loss, stop = share(total, wish.code())
+    loss, stop = share(total, request.code())
     run.step += 1
     run.stop_reason = REASONS[stop]
     run.skipped += not applied
@@ -171,8 +173,8 @@ def share(total: torch.Tensor, stop: int) -> tuple[float, int]:
     shared[0] = total
     shared[1 + dist.get_rank()] = stop
     dist.all_reduce(shared)
-    loss, *wishes = shared.tolist()
-    return loss, int(next((wish for wish in wishes if wish), 0))
+    loss, *requests = shared.tolist()
+    return loss, int(next((request for request in requests if request), 0))
 
 
 def seed_draws(seed: int, step: int, rank: int) -> None:

@@ -201,7 +201,7 @@ def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tup
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError("--cluster: Ray is not installed; pip install 'biogpt-pretrain[cluster]'") from None
+        raise UserError("--cluster: Ray is not installed; pip install -c requirements.lock -e '.[cluster]'") from None
     _connect(ray, cluster.address)
     remote = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # done again if a worker or machine dies
     pending = {}

@@ -17,7 +17,16 @@ def model_card(
     no_paths = {"data": True, "train": {"run"}, "model": {"weights"}, "deepspeed": {"config"}}
     settings = json.dumps(recipe.model_dump(exclude=no_paths), indent=2)
     origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
-    data = "\n".join(f"| {what} | {figure} |" for what, figure in objective.data_figures().items())
+    kind, figures = objective.describe()
+    others = {name: value for name, value in held_out.items() if name not in ("loss", "tokens")}
+    rows = figures | {
+        "optimizer steps, tokens a step": f"{state['step']:,}, {recipe.train.global_batch_tokens:,}",
+        "held-out loss by transformers, nats a target": f"{held_out['loss']:.4f}",
+        **{f"held-out {name.replace('_', ' ')}": f"{value:.5g}" for name, value in others.items()},
+        "held-out targets": f"{held_out['tokens']:,}",
+        "the same loss as the run recorded it": f"{counts['recorded_loss']:.4f}",
+    }
+    table = "\n".join(f"| {what} | {figure} |" for what, figure in rows.items())
     unused = unused_ids(folder)
     longer = (
         f" `len(tokenizer)` is {unused} above the model's vocabulary; the tokenizer never produces those ids."
@@ -32,16 +41,12 @@ tags: [biogpt, biomedical, pretraining]
 ---
 # {name}
 
-A BioGPT-shaped causal language model of {counts["parameters"]:,} parameters, {origin} with
+A BioGPT-shaped {kind} of {counts["parameters"]:,} parameters, {origin} with
 biogpt-pretrain on titles and abstracts in PubMed's format.
 
 | | |
 |---|---|
-{data}
-| optimizer steps, tokens a step | {state["step"]:,}, {recipe.train.global_batch_tokens:,} |
-| held-out loss by transformers, nats a token | {held_out["loss"]:.4f} (perplexity {held_out["perplexity"]:.2f}) |
-| held-out bits per byte; tokens evaluated | {held_out["bits_per_byte"]:.4f}; {held_out["tokens"]:,} |
-| the same loss as the run recorded it | {counts["recorded_loss"]:.4f} |
+{table}
 
 A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside a text was
 plain text; transformers' tokenizer reads it as the special token.{longer}

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from data.common.files import UserError, make_folder, read_json, read_manifest, write_json
 from data.text.tokenizer import tokenizer_files
 from model.architecture import Architecture
-from model.hf import hf_config
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
 from pretrain.load import best_device, load_model, load_run
@@ -47,7 +46,7 @@ def export(run: Path, out: Path, shards: Path | None = None) -> dict[str, Any]:
 def write_hf_files(folder: Path, model: Architecture, tokenizer: Path) -> None:
     """Write config.json, generation_config.json, model.safetensors and the tokenizer's files."""
     config = model.config
-    write_json(folder / "config.json", hf_config(config))
+    write_json(folder / "config.json", model.hf_config())
     ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "pad", "eos")}
     write_json(folder / "generation_config.json", ids)
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.to_hf(dict(model.state_dict())).items()}

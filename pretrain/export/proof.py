@@ -26,14 +26,15 @@ def prove(
     """
     device = next(model.parameters()).device
     exported = objective.load_exported(folder, device)
-    examples = range(min(2, objective.held_out.examples))
-    batch = tuple(tensor.to(device) for tensor in objective.held_out.batch(examples, len(examples)))
+    held_out = objective.held_out()
+    examples = range(min(2, held_out.examples))
+    batch = tuple(tensor.to(device) for tensor in held_out.batch(examples, len(examples)))
     difference = float((exported.outputs(*batch) - objective.outputs(model, batch)).abs().max())
     if not difference <= OUTPUTS_BOUND:
         raise RuntimeError(f"export: transformers' logits differ from the decoder's by {difference:.2e}")
     recorded, max_examples = recorded_loss(recipe, state)
     batch_size = min(recipe.train.micro_batch_size, 8)
-    found = held_out_loss(exported.loss, objective.held_out, batch_size, device, max_examples)
+    found = held_out_loss(exported.loss, held_out, batch_size, device, max_examples)
     bound = LOSS_BOUND[state["probe"]["precision"]]
     if not abs(found["loss"] - recorded) <= bound:
         raise RuntimeError(

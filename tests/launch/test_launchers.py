@@ -34,9 +34,9 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "launcher",
     [
-        [*TORCHRUN, "-m", "pretrain.train"],
-        [*DEEPSPEED, "--module", "pretrain.train"],
-        [*DEEPSPEED, str(ROOT / "pretrain" / "train.py")],
+        pytest.param([*TORCHRUN, "-m", "pretrain.train"], marks=pytest.mark.slow),
+        pytest.param([*DEEPSPEED, "--module", "pretrain.train"], marks=pytest.mark.slow),
+        pytest.param([*DEEPSPEED, str(ROOT / "pretrain" / "train.py")], marks=pytest.mark.slow),
         ["bash", str(ROOT / "launch" / "torchrun.sh")],
         ["bash", str(ROOT / "launch" / "deepspeed.sh")],
     ],

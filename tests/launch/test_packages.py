@@ -43,7 +43,7 @@ def test_plain_folders_of_these_names_do_not_matter(tmp_path: Path, wheel: Path)
     assert installed.stdout.strip() == str(wheel / "data" / "__init__.py"), installed.stderr
 
 
-@pytest.mark.parametrize("name", ["data", "model"])
+@pytest.mark.parametrize("name", ["data", pytest.param("model", marks=pytest.mark.slow)])
 def test_a_foreign_package_is_named(tmp_path: Path, wheel: Path, name: str) -> None:
     namespace_folders(tmp_path)
     (tmp_path / name / "__init__.py").write_text("")

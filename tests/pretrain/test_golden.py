@@ -16,7 +16,7 @@ import pretrain.train
 from model.config import DecoderConfig
 from model.decoder import Decoder, DecoderLayer, is_dropped
 from pretrain import engine as engines
-from pretrain.interrupt import StopWish
+from pretrain.interrupt import StopRequest
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import settings, zero_3_settings
 from tests.pretrain.test_engine import plain_losses
@@ -32,9 +32,9 @@ def losses_case(variants: list[list[str]]) -> list[list[float]]:
     for chosen in variants:
         recipe = load_recipe("tiny", chosen)
         run = pretrain.train.build(recipe, engines.init_distributed())
-        wish = StopWish(run.folder, 0, run.rank)
-        results.append([pretrain.train.update(run, wish)["loss"] for _ in range(STEPS)])
-        wish.close()
+        request = StopRequest(run.folder, 0, run.rank)
+        results.append([pretrain.train.update(run, request)["loss"] for _ in range(STEPS)])
+        request.close()
         run.engine.destroy()
     return results
 

@@ -209,7 +209,7 @@ def test_a_checkpoint_that_reads_back_other_than_written_is_not_finished(
     writer = CheckpointWriter(tmp_path, 3)
     writer.add("model", written(run, "model"))
     monkeypatch.setattr(checkpoints, "load_file", lying)
-    with pytest.raises(RuntimeError, match=r"layer_norm\.weight reads back other than it was written"):
+    with pytest.raises(RuntimeError, match=r"layer_norm\.weight reads back differently than it was written"):
         writer.add("exp_avg", written(run, "exp_avg"))
     assert list_checkpoints(tmp_path) == [] and newest_checkpoint(tmp_path) == (None, [])
 

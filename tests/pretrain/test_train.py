@@ -58,7 +58,14 @@ def _with_bad_gradient(loss: torch.Tensor) -> torch.Tensor:
     return _BadGradient.apply(loss)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2)])
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [
+        ("fp32", 0),
+        ("bf16", 2),
+        *(pytest.param("fp32", stage, marks=pytest.mark.slow) for stage in (1, 2, 3)),
+    ],
+)
 def test_a_step_with_a_bad_gradient_is_skipped_counted_and_reported(
     precision: str,
     stage: int,
@@ -136,7 +143,7 @@ def said_case(chosen: list[str], backend: str = "") -> str:
     return said.getvalue()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_compiled_run_trains_evaluates_and_resumes_as_an_eager_one(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
@@ -154,7 +161,7 @@ def test_a_compiled_run_trains_evaluates_and_resumes_as_an_eager_one(
     assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_inside_documents_is_another_and_its_export_agrees(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_an_update_file_is_added_without_parsing_the_old_ones(tmp_path: Path) ->
     assert content(tmp_path / "grown" / "corpus") == content(tmp_path / "whole" / "corpus")
 
 
+@pytest.mark.slow  # makes 300 MB of text
 def test_a_workers_memory_is_bounded_by_characters_not_rows(tmp_path: Path) -> None:
     """300 texts of 1 MB, a gzip file of 1 MB: held together they would take 2 GB."""
     text = " ".join(f"word{number}" for number in range(110_000))

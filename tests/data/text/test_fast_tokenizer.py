@@ -135,6 +135,7 @@ def test_an_ending_that_the_dictionary_lacks_is_unknown(fast: Any, slow: Any) ->
     assert all(max(ids) < 42_384 for ids in fast(words)["input_ids"])
 
 
+@pytest.mark.slow  # loads 57,717 tokens twice
 def test_biogpt_large_has_its_own_pieces_that_its_dictionary_lacks(texts: list[str], tmp_path: Path) -> None:
     tokenizer_from_biogpt(BIOGPT.with_name("biogpt-large"), tmp_path / "large")
     fast: Any = AutoTokenizer.from_pretrained(tmp_path / "large")

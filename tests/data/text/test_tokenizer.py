@@ -30,7 +30,7 @@ def hf_ids(hf: Any, text: str, **options: Any) -> list[int]:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in FILES[2:])])
 def test_ids_equal_transformers_on_real_texts(name: str, ours: Tokenizer, hf: BioGptTokenizer) -> None:
     """1,000 natural texts of each file."""
     texts = texts_of(ABSTRACTS / name)[:1_000]
