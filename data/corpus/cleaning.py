@@ -57,16 +57,39 @@ def _unescape(found: re.Match[str]) -> str:
 
 # Control characters
 
+# Private use and unassigned: a character of a publisher's own font that stood for an arrow, a slash or a Greek letter.
+SHOWN_ONCE = frozenset({"Co", "Cn"})
+
 
 def drop_control_characters(text: str) -> str:
     """Drop Unicode's category C: control and zero-width characters, soft hyphens, private use.
 
-    Those that are white space (line feeds, tabs) become a space. What stood on both sides of the others is joined.
+    Those that are white space (line feeds, tabs) become a space. What stood on both sides of the others is joined: a
+    soft hyphen shows nothing inside a word ("Ob\u00adjec\u00adti\u00adve"), and a control character is what is left
+    of a damaged letter or nothing ("Peripro\x99sthetic"). That is so for all 7 that stand inside a word in the real
+    data. Two things leave a space: characters of private use between two letters or digits, because something was shown
+    there ("PI3K\ue232AKT"), and control characters between two digits, because joining them makes another number:
+    \x96 is the dash of Windows' code page ("5\x9610 mg").
     """
     if text.isprintable():
         return text
-    dropped = {ord(each): " " * each.isspace() for each in set(text) if unicodedata.category(each)[0] == "C"}
-    return text.translate(dropped) if dropped else text
+    dropped = {each for each in set(text) if unicodedata.category(each)[0] == "C"}
+    if not dropped:
+        return text
+    return re.sub(f"[{re.escape(''.join(sorted(dropped)))}]+", _what_is_left, text)
+
+
+def _what_is_left(found: re.Match[str]) -> str:
+    """What a run of dropped characters leaves: its white space as spaces, a space or nothing."""
+    if spaces := " " * sum(each.isspace() for each in found[0]):
+        return spaces
+    categories = {unicodedata.category(each) for each in found[0]}
+    around = found.string[max(0, found.start() - 1) : found.start()] + found.string[found.end() : found.end() + 1]
+    if len(around) < 2:
+        return ""
+    between_words = all(unicodedata.category(each)[0] in "LMN" for each in around)
+    between_digits = around[0].isdigit() and around[1].isdigit()
+    return " " * ((between_words and bool(categories & SHOWN_ONCE)) or (between_digits and "Cc" in categories))
 
 
 # NLM's filler labels
@@ -91,26 +114,58 @@ def drop_truncation_marks(text: str) -> str:
 
 # Copyright notices
 
-# A notice starts the text or follows the end of a sentence. It has a mark, perhaps a name, then a year, and ends the
-# text within 250 characters.
-COPYRIGHT = re.compile(
-    r"(?:^|(?<=[.!?)\]]))\s*\(?(?:PsycINFO Database Record )?(?:Copyright(?: ?©| ?\(c\))?|©|\(c\)),? ?"
-    r"(?:by )?(?:the authors?(?:\(s\))?,? |[A-Z]\w+ )?(?:19|20)\d\d\b.{0,250}$",
-    re.IGNORECASE,
+AFTER_SENTENCE = r"(?<=[.!?)\]])\s*"
+MARK = r"(?:Copyright(?: ?©| ?\([cC]\))?|©|\([cC]\)),?\s?"
+YEAR = r"(?:19|20)\d\d\b"
+# Names and what joins them, and nothing else; among them a word that only publishers and societies have.
+WORD = r"(?:[A-Z&][^\s()]*|\([^\s()]+\)[.,]?|of|and|for|the|on|in|behalf|by|und|de|[12]\d{3}\.?)"
+NAMES = (
+    r"(?=.{0,110}\b(?:Wiley|Elsevier|Springer|Karger|Blackwell|Liss|Lippincott|Saunders|Mosby|Churchill|Thieme|Macmillan|"
+    r"Munksgaard|Dekker|Kluwer|COSPAR|RSNA|AACR|AlphaMed|BMJ|Press|Society|Association|College|Academy|Federation|"
+    rf"Campaign|Research|Publishers|Publishing|Publications|Authors?|Inc|Ltd|LLC|GmbH|AG|BV|Verlag)\b){WORD}(?:\s{WORD}){{0,15}}"
 )
+ENDING = r"(?:\s(?:This article is protected by copyright|All rights reserved)\.?){0,2}(?:\s\[References: \d+\])?$"
+NOTICES = (
+    # A mark, perhaps a name, and a year, at the start of the text or after a sentence, and anything up to the end.
+    re.compile(
+        r"(?:^|(?<=[.!?)\]]))\s*\(?(?:PsycINFO Database Record |Crown )?(?:Copyright(?: ?©| ?\(c\))?|©|\(c\)),? ?"
+        rf"(?:by )?(?:the authors?(?:\(s\))?,? |[A-Z]\w+ )?{YEAR}.{{0,250}}$",
+        re.IGNORECASE,
+    ),
+    # "Copyright Academic Press.", "(c) International Cancer Imaging Society", "Copyright Blackwell Munksgaard, 2004"
+    re.compile(rf"{AFTER_SENTENCE}{MARK}(?:by )?{NAMES}{ENDING}"),
+    # "Prostate © 2013 Wiley Periodicals, Inc.", "... www.bjcancer.com © 2002 Cancer Research UK"
+    re.compile(rf"(?:{AFTER_SENTENCE}(?:[A-Z][\w:&-]*\s){{1,5}}|\s)©\s?{YEAR},?\s{NAMES}{ENDING}"),
+    # "c2003 COSPAR. Published by Elsevier Ltd. All rights reserved", "2005 S. Karger AG, Basel [References: 15]"
+    re.compile(rf"(?<=[.!?])\sc?{YEAR},?\s{NAMES}{ENDING}"),
+    # "Published 2001 Wiley-Liss, Inc.", "Published by Elsevier Inc."
+    re.compile(rf"(?<=[.!?])\sPublished(?: online| in)?(?: {YEAR}| by| {YEAR} by)\s{NAMES}{ENDING}"),
+    re.compile(
+        r"(?<=[.!?)\]])\s*(?:This article is protected by copyright\.?(?:\s*All rights reserved\.?)?|"
+        r"(?:All )?rights reserved\.?)$"
+    ),
+)
+SIGNS = ("©", "(c)", "copyright", "reserved", "published")
+YEAR_FIRST = re.compile(rf"[.!?]\sc?{YEAR},?\s[A-Z]")
 COPYRIGHT_TAIL = 330  # characters at the end of a text, in which such a notice begins
 
 
 def drop_copyright_tails(text: str) -> str:
-    """Drop a copyright notice at the end, with a mark and a year: "Copyright 2003 S. Karger AG, Basel"."""
-    tail = text[-COPYRIGHT_TAIL:].lower()
-    if not ("©" in tail or "(c)" in tail or "copyright" in tail):  # most texts end here, without a regular expression
-        return text
-    found = COPYRIGHT.search(text, max(0, len(text) - COPYRIGHT_TAIL))
-    if not found:
-        return text
-    is_list_item = found[0].lstrip()[:3].lower() == "(c)" and "(b)" in text[: found.start()]  # (a), (b), (c)
-    return text if is_list_item else text[: found.start()]
+    """Drop a copyright notice at the end: "Copyright 2003 S. Karger AG, Basel", "Published by Elsevier Inc."
+
+    It has a mark and a year, or one of both and the name of a publisher or society, or it reserves all rights.
+    """
+    start = max(0, len(text) - COPYRIGHT_TAIL)
+    tail = text[start:].lower()
+    if not any(sign in tail for sign in SIGNS) and not YEAR_FIRST.search(text, start):
+        return text  # most texts end here
+    found = [match.start() for notice in NOTICES if (match := notice.search(text, start)) and _is_notice(match)]
+    return text[: min(found)] if found else text
+
+
+def _is_notice(found: re.Match[str]) -> bool:
+    """Whether this is not the third item of a list: "(a) 5, (b) 10 or so. (c) 2000 IU daily"."""
+    return not (found[0].lstrip()[:3].lower() == "(c)" and "(b)" in found.string[: found.start()])
 
 
 # Rules are applied in this order: an entity may stand for a control character. The place of a rule is also its bit in
@@ -118,10 +173,10 @@ def drop_copyright_tails(text: str) -> str:
 # in data/common/files.py, so that all parts are made again.
 RULES = (
     Rule("unescape_entities", version=1, apply=unescape_entities),
-    Rule("drop_control_characters", version=1, apply=drop_control_characters),
+    Rule("drop_control_characters", version=2, apply=drop_control_characters),
     Rule("drop_filler_labels", version=1, apply=drop_filler_labels),
     Rule("drop_truncation_marks", version=1, apply=drop_truncation_marks),
-    Rule("drop_copyright_tails", version=1, apply=drop_copyright_tails),
+    Rule("drop_copyright_tails", version=2, apply=drop_copyright_tails),
 )
 
 
@@ -131,7 +186,8 @@ class CleaningSettings(Section):
     unescape_entities: bool = True
     """Replace HTML entities by their characters: `&lt;` becomes `<`."""
     drop_control_characters: bool = True
-    """Drop control and zero-width characters, soft hyphens and private-use characters."""
+    """Drop control and zero-width characters, soft hyphens and private-use characters; of the last, one between two
+    letters or digits leaves a space."""
     drop_filler_labels: bool = True
     """Drop NLM's labels of sections without a label: UNLABELLED, UNASSIGNED."""
     drop_truncation_marks: bool = True
