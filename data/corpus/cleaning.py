@@ -36,23 +36,47 @@ class Rule(NamedTuple):
 # HTML entities. They stand in PubMed where a publisher escaped a text that NLM escaped again.
 
 ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+# Names that HTML lacks: those of SGML's Greek sets ISOgrk1 and ISOgrk2 (all other names of the ISO sets in NLM's DTD
+# are HTML's, but for bold Greek, which those sets put into private use), and one of crystallography's publishers.
+GREEK = (
+    "a=α b=β g=γ d=δ e=ε z=ζ ee=η th=θ i=ι k=κ l=λ m=μ n=ν x=ξ o=ο p=π r=ρ s=σ t=τ u=υ ph=φ kh=χ ps=ψ oh=ω"
+    " aac=ά eac=έ eeac=ή iac=ί idi=ϊ oac=ό uac=ύ udi=ϋ ohac=ώ"
+)
+SGML = {"sfgr;": "ς", "idiagr;": "ΐ", "udiagr;": "ΰ", "onemacr;": "1\u0304"}
+for _name, _, _letter in (entry.partition("=") for entry in GREEK.split(" ")):
+    SGML[f"{_name}gr;"] = _letter
+    _capitals = 2 if _name[:2] in ("ee", "th", "ph", "kh", "ps", "oh") else 1
+    SGML[f"{_name[:_capitals].upper()}{_name[_capitals:]}gr;"] = _letter.upper()
+TAG = re.compile(r"<(/?)(i|b|u|p|em|strong|sub|sup|italic|bold|sc|pre|br)( ?/)?>", re.IGNORECASE)  # written as text
 
 
 def unescape_entities(text: str) -> str:
-    """Replace HTML's entities by their characters: `&amp;lt;` in XML arrives as `&lt;`, and `<` was meant.
+    """Replace HTML's and SGML's entities by their characters: `&amp;lt;` in XML arrives as `&lt;`, and `<` was meant.
 
-    An entity whose name HTML does not know stays as it is.
+    An entity of an unknown name stays as it is. Tags of inline markup that stand in the text are dropped, as markup is:
+    `&amp;lt;i&amp;gt;` arrives as `&lt;i&gt;`. A tag that is never closed stays: "<u>" may be a mean velocity. So does
+    all other text between < and >, such as "P<0.001" and "<E0>".
     """
     if "&" in text:
         for _ in range(3):  # escaped three times is the most that was seen
             text = ENTITY.sub(_unescape, text)
-    return text
+    return TAG.sub(_drop_tag, text) if "</" in text or "<br" in text.lower() else text
 
 
 def _unescape(found: re.Match[str]) -> str:
     """The character of one entity. html.unescape alone would read `&degrees;` as `&deg;` and "rees;"."""
     entity = found[0]
-    return html.unescape(entity) if entity[1] == "#" else html.entities.html5.get(entity[1:], entity)
+    if entity[1] == "#":
+        return html.unescape(entity)
+    return html.entities.html5.get(entity[1:]) or SGML.get(entity[1:], entity)
+
+
+def _drop_tag(found: re.Match[str]) -> str:
+    """Nothing for a tag inside a line, a space for one that ends a line or paragraph, the tag if nothing closes it."""
+    name = found[2].lower()
+    if name in ("br", "p") and (name == "br" or "</p>" in found.string.lower()):
+        return " "
+    return "" if found[1] or f"</{name}>" in found.string.lower() else found[0]
 
 
 # Control characters
@@ -168,15 +192,74 @@ def _is_notice(found: re.Match[str]) -> bool:
     return not (found[0].lstrip()[:3].lower() == "(c)" and "(b)" in found.string[: found.start()])
 
 
+# Notes of publishers
+
+JOURNAL = r"[A-Z][\w&:'-]*\.?(?:\s(?:of|and|the|in|for|&|\(?[A-Z][\w&:'-]*\.?\)?)){0,9}"
+PAGES = r"[eSEL]?\d+(?:\s?[-–‐]\s?[eSEL]?\d+)?"
+RANGE = r"[eSEL]?\d+\s?[-–‐]\s?[eSEL]?\d+"
+VOLUME = r"\d{1,4}(?:-[A-Z])?(?:\s?\([\w -]+\))?"
+REFERENCE = (  # of the article itself
+    rf"(?:{JOURNAL},?\s{YEAR}\s?;\s?{VOLUME}\s?:\s?{PAGES}|"  # JAMA. 2000;284:465-471
+    rf"{JOURNAL}\s{VOLUME}\s?[:,]\s?{RANGE}(?:,\s{YEAR}|\s\({YEAR}\))|"  # J Am Geriatr Soc 67:2568-2573, 2019
+    rf"{JOURNAL}\s\({YEAR}\)\s{VOLUME}\s?[,:]\s?{RANGE}|"  # Journal of Human Hypertension (2000) 14, 75-78
+    rf"{JOURNAL};\s{VOLUME};\s{RANGE}|"  # Cancer Res; 77(22); 6321-9
+    r"[A-Z]\w*\.?(?:\s[A-Z]\w*\.?){1,6}\s\d{1,3}\s?[:,]\s?\d{3,5}[-–‐]\d{2,5})"  # J Pediatr Surg 36:1829-1831
+)
+CITATION = re.compile(
+    rf"(?<=[.!?)\]])\s*(?:\(|\[)?(?:Cite this article:\s)?{REFERENCE}[.)\]]{{0,3}}$|"
+    r"(?:How to cite|Cite) this article:.{0,300}$"
+)
+CITATION_TAIL = 330  # characters at the end of a text, in which such a reference begins
+HEADING = re.compile(r"^(?:ABSTRACT|Abstract)(?:\s?[:.|—–]+\s*|\s(?=[A-Z]))")
+LONG = 300  # characters: shorter texts may be titles, such as "Abstract Reasoning in Children"
+CORRECTED = re.compile(
+    r"(?<=\.)\s\[corrected\]\.|"
+    r"\s*\[(?:corrected|correction of [^\[\]]*|(?:published )?erratum (?:appears )?in[^\[\]]*)\]|"
+    r"^\[This (?:corrects|retracts) the [^\[\]]*\]\.?$"
+)
+OTHER_FORM = re.compile(
+    r"(?<=[.!?)\]])\s*(?:(?:Video|Graphical) abstract[.:]*$|"
+    r"Graphical abstract(?: Figure\. No caption available\.|(?=[A-Z])))",
+    re.IGNORECASE,
+)
+
+
+def drop_publisher_notes(text: str) -> str:
+    """Drop what publishers write around an abstract.
+
+    - The reference of the article at its end: "J Am Geriatr Soc 67:2568-2573, 2019."
+    - A heading at its start: "ABSTRACT: ...". Without a colon only a long text loses it.
+    - Notes of corrections: "[corrected]", "[published erratum appears in ...]"; a text that is only "[This corrects the
+      article DOI: ...]" becomes empty.
+    - Notes of other forms at its end: "Video abstract", "Graphical abstract".
+    """
+    found = HEADING.match(text) if text[:8] in ("ABSTRACT", "Abstract") else None
+    if found and (len(text) >= LONG or len(found[0].strip()) > 8):  # there is a colon
+        text = text[found.end() :]
+    if "[" in text and any(sign in text for sign in ("[correct", "erratum", "[This ")):
+        text = CORRECTED.sub("", text)
+    if any(sign in text for sign in ("eo abstract", "eo Abstract", "EO ABSTRACT", "cal abs", "cal Abs", "CAL ABS")):
+        text = OTHER_FORM.sub(" ", text)
+    ends_in_number = text[-4:].rstrip(".)]")[-1:].isdigit()
+    found = CITATION.search(text, max(0, len(text) - CITATION_TAIL)) if ends_in_number else None
+    return text[: found.start()] if found and _closes_what_it_opens(found[0]) else text
+
+
+def _closes_what_it_opens(reference: str) -> bool:
+    """Whether no bracket is closed that was not opened: else the reference is part of a sentence."""
+    return reference.count(")") <= reference.count("(") and reference.count("]") <= reference.count("[")
+
+
 # Rules are applied in this order: an entity may stand for a control character. The place of a rule is also its bit in
 # the column `cleaned` of parts, so add new rules at the end. To put one elsewhere, raise the version of "corpus part"
 # in data/common/files.py, so that all parts are made again.
 RULES = (
-    Rule("unescape_entities", version=1, apply=unescape_entities),
+    Rule("unescape_entities", version=2, apply=unescape_entities),
     Rule("drop_control_characters", version=2, apply=drop_control_characters),
     Rule("drop_filler_labels", version=1, apply=drop_filler_labels),
     Rule("drop_truncation_marks", version=1, apply=drop_truncation_marks),
     Rule("drop_copyright_tails", version=2, apply=drop_copyright_tails),
+    Rule("drop_publisher_notes", version=1, apply=drop_publisher_notes),
 )
 
 
@@ -184,7 +267,7 @@ class CleaningSettings(Section):
     """The switches of the cleaning rules in `[corpus]`."""
 
     unescape_entities: bool = True
-    """Replace HTML entities by their characters: `&lt;` becomes `<`."""
+    """Replace HTML's and SGML's entities by their characters, `&lt;` by `<`; drop inline markup written as text."""
     drop_control_characters: bool = True
     """Drop control and zero-width characters, soft hyphens and private-use characters; of the last, one between two
     letters or digits leaves a space."""
@@ -194,6 +277,9 @@ class CleaningSettings(Section):
     """Drop NLM's marks of shortened abstracts: (ABSTRACT TRUNCATED AT 250 WORDS)."""
     drop_copyright_tails: bool = True
     """Drop a copyright notice at the end of a text."""
+    drop_publisher_notes: bool = True
+    """Drop the article's own reference at the end, the heading "Abstract", and notes of corrections and of other forms:
+    "[corrected]", "Video abstract"."""
 
 
 # Receipts and manifests have always recorded these as false where they are off. Later rules are recorded only where

@@ -34,6 +34,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "drop_filler_labels": False,
         "drop_truncation_marks": False,
         "drop_copyright_tails": False,
+        "drop_publisher_notes": False,
     },
 }
 # Manifests have always recorded these keys, in this order. Keep it: a corpus made again must have the same bytes. The
