@@ -6,11 +6,12 @@ Pass two loads the keys of all parts, selects rows (`selection`) and writes them
 """
 
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.common.files import UserError, input_files, input_name, make_folder, parts_folder
+from data.common.files import UserError, input_files, input_name, make_folder, parts_folder, read_manifest
 from data.common.workers import JobArray, Task, Workers, progress, run_tasks, share_of
 from data.corpus.filters import read_excluded
 from data.corpus.other_text import BUILDERS, builder_of
@@ -59,12 +60,24 @@ def make_corpus(
         split_of_row, counts = select_rows(keys, settings, validation_fraction, test_fraction)
         if not counts["train"]:
             raise UserError(f"{raw[0]}: no citation is left for training; relax the filters or add files: {counts}")
+        counts |= _not_read(tasks)
         write_splits(tasks, keys.starts, split_of_row, folder, workers)
         return counts
 
     manifest = make_folder(out, "corpus", request, fill)
     remove_outputs(parts)
     return manifest
+
+
+def _not_read(tasks: list[Task]) -> dict[str, Any]:
+    """For the manifest: under `not_read` the names of records that are not read (books) and how many there are of each.
+
+    Empty if there is none.
+    """
+    total: Counter[str] = Counter()
+    for task in tasks:
+        total.update(read_manifest(task.folder, task.kind)["counts"].get("not_read", {}))
+    return {"not_read": dict(sorted(total.items()))} if total else {}
 
 
 def _check_fractions(validation_fraction: float, test_fraction: float) -> None:

@@ -250,6 +250,16 @@ def _closes_what_it_opens(reference: str) -> bool:
     return reference.count(")") <= reference.count("(") and reference.count("]") <= reference.count("[")
 
 
+# NLM's placeholders
+
+PLACEHOLDER = re.compile(r"\[(?:Not Available|In Process Citation|Title Not Available)\]\.?", re.IGNORECASE)
+
+
+def drop_placeholders(text: str) -> str:
+    """Nothing for a text that is NLM's placeholder of a missing title: "[Not Available]."."""
+    return "" if text[:1] == "[" and PLACEHOLDER.fullmatch(text) else text
+
+
 # Rules are applied in this order: an entity may stand for a control character. The place of a rule is also its bit in
 # the column `cleaned` of parts, so add new rules at the end. To put one elsewhere, raise the version of "corpus part"
 # in data/common/files.py, so that all parts are made again.
@@ -260,6 +270,7 @@ RULES = (
     Rule("drop_truncation_marks", version=1, apply=drop_truncation_marks),
     Rule("drop_copyright_tails", version=2, apply=drop_copyright_tails),
     Rule("drop_publisher_notes", version=1, apply=drop_publisher_notes),
+    Rule("drop_placeholders", version=1, apply=drop_placeholders),
 )
 
 
@@ -280,6 +291,8 @@ class CleaningSettings(Section):
     drop_publisher_notes: bool = True
     """Drop the article's own reference at the end, the heading "Abstract", and notes of corrections and of other forms:
     "[corrected]", "Video abstract"."""
+    drop_placeholders: bool = True
+    """Take NLM's placeholder of a missing title, "[Not Available].", for no title."""
 
 
 # Receipts and manifests have always recorded these as false where they are off. Later rules are recorded only where
@@ -325,6 +338,11 @@ def clean(text: str, switches: Mapping[str, bool | int]) -> tuple[str, int]:
             if cleaned != text:
                 text, changed = cleaned, changed | 1 << bit
     return one_line(text) if changed else text, changed
+
+
+def rule_bit(name: str) -> int:
+    """The bit of a rule in the numbers of `clean`, as a number."""
+    return 1 << [rule.name for rule in RULES].index(name)
 
 
 def changed_type() -> np.dtype:

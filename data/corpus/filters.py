@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field
 
 from data.common.files import UserError
 from data.common.settings import Section
+from data.corpus.cleaning import rule_bit
 
 pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
 
@@ -76,6 +77,11 @@ def _without_title_or_abstract(records: pa.RecordBatch, settings: FilterSettings
     return records["fields"].to_numpy() < needed
 
 
+def _with_a_placeholder_title(records: pa.RecordBatch, settings: FilterSettings, excluded: np.ndarray) -> np.ndarray:
+    had_one = records["cleaned"].to_numpy() & rule_bit("drop_placeholders") > 0
+    return had_one & _without_title_or_abstract(records, settings, excluded)
+
+
 def _excluded(records: pa.RecordBatch, _: FilterSettings, excluded: np.ndarray) -> np.ndarray:
     return np.isin(records["pmid"].to_numpy(), excluded)
 
@@ -110,6 +116,13 @@ def _from_pubmed(records: pa.RecordBatch) -> np.ndarray:
 
 EXCLUDED = "excluded"  # by name, because selection also drops the texts equal to those that it drops
 FILTERS = (
+    Filter(  # before the next, to have a count of its own
+        "placeholder_title",
+        version=1,
+        keys=("title_and_abstract",),
+        columns=("pmid", "fields", "cleaned"),
+        drops=_with_a_placeholder_title,
+    ),
     Filter(
         "without_title_or_abstract",
         version=1,

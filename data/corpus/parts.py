@@ -1,5 +1,6 @@
 """Pass one: one input file -> one part, with every record cleaned and with the keys by which pass two selects rows."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.archive.medline import Citation, Deletion, one_line, read_medline
+from data.archive.medline import Citation, Deletion, OtherRecord, one_line, read_medline
 from data.corpus import schema
 from data.corpus.cleaning import clean, cleaning_switches
 from data.corpus.duplicates import comparison_key, fold, hash64
@@ -24,21 +25,27 @@ PART_FILE = "part.parquet"
 def part_settings(file: Path, settings: CorpusSection) -> dict[str, Any]:
     """All settings that the part of a file depends on; JSON.
 
-    These are the versions of the cleaning rules that are on, `text_column` for a file that is not PubMed's, and
-    `bands` if near duplicates are looked for.
+    These are the versions of the cleaning rules that are on, `text_column` for a file that is not PubMed's,
+    `unicode_scripts` for one that is, if it is on, and `bands` if near duplicates are looked for.
     """
-    column = {"text_column": settings.text_column} if builder_of(file) else {}
-    return cleaning_switches(settings) | column | ({"bands": True} if settings.drop_near_duplicates else {})
+    scripts = {"unicode_scripts": True} if settings.unicode_scripts else {}
+    of_its_kind = {"text_column": settings.text_column} if builder_of(file) else scripts
+    return cleaning_switches(settings) | of_its_kind | ({"bands": True} if settings.drop_near_duplicates else {})
 
 
 def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Write all records of one file, deletions included, as `part.parquet`. Returns the number of rows.
+    """Write all records of one file, deletions included, as `part.parquet`.
+
+    Returns the number of rows, and under `not_read` the names of other records (books) and how many there are of each.
 
     settings: those of `part_settings`. With `bands`, the bands of `data.corpus.near_duplicates` are written too.
     Raises UserError, which names the file, if it cannot be read.
     """
+    not_read: Counter[str] = Counter()
     total, bands, columns = 0, [np.empty((BANDS, 0), np.uint64)], part_schema()
-    rows = _rows_of_texts(source, settings) if "text_column" in settings else _rows_of_records(source, settings)
+    rows = (
+        _rows_of_texts(source, settings) if "text_column" in settings else _rows_of_records(source, settings, not_read)
+    )
     with pq.ParquetWriter(folder / PART_FILE, columns, **schema.PARQUET) as out:
         while group := list(_next_group(rows)):
             values = zip(*group, strict=True)
@@ -49,20 +56,22 @@ def write_part(source: Path, folder: Path, settings: dict[str, Any]) -> dict[str
             total += len(group)
     if "bands" in settings:
         write_bands(folder, np.concatenate(bands, axis=1))
-    return {"rows": total}
+    return {"rows": total, "not_read": dict(not_read)}
 
 
-def _rows_of_records(source: Path, settings: dict[str, Any]) -> Iterator[PartRow]:
-    for record in read_medline(source):
-        if isinstance(record, Deletion):
+def _rows_of_records(source: Path, settings: dict[str, Any], not_read: Counter[str]) -> Iterator[PartRow]:
+    for record in read_medline(source, settings.get("unicode_scripts", False)):
+        if isinstance(record, OtherRecord):
+            not_read[record.name] += 1
+        elif isinstance(record, Deletion):
             yield PartRow(record.pmid, record.version, deleted=True)
         else:
             yield _row_of_citation(record, settings)
 
 
 def _row_of_citation(record: Citation, settings: dict[str, Any]) -> PartRow:
-    title, title_changes = clean(record.title, settings)
-    abstract, abstract_changes = clean(record.abstract, settings)
+    title, title_changes = _cleaned(record.title, settings)
+    abstract, abstract_changes = _cleaned(record.abstract, settings)
     text = join_text(title, abstract)
     return PartRow(
         pmid=record.pmid,
@@ -83,7 +92,7 @@ def _row_of_citation(record: Citation, settings: dict[str, Any]) -> PartRow:
 def _rows_of_texts(source: Path, settings: dict[str, Any]) -> Iterator[PartRow]:
     """Other text becomes an abstract without a title. Its negative number comes from the hash of the cleaned text."""
     for given in read_texts(source, settings["text_column"]):
-        text, changes = clean(one_line(given), settings)
+        text, changes = _cleaned(one_line(given), settings)
         yield PartRow(
             pmid=-1 - (hash64(text.encode()) >> 1),
             version=1,
@@ -93,6 +102,12 @@ def _rows_of_texts(source: Path, settings: dict[str, Any]) -> Iterator[PartRow]:
             cleaned=changes,
             text_hash=hash64(comparison_key(text)),
         )
+
+
+def _cleaned(text: str, settings: dict[str, Any]) -> tuple[str, int]:
+    """The cleaned text and the bits of the rules that changed it. White space alone, also Unicode's, is no text."""
+    text, changes = clean(text, settings)
+    return (text, changes) if text and not text.isspace() else ("", changes)
 
 
 def _next_group(rows: Iterator[PartRow]) -> Iterator[PartRow]:

@@ -161,10 +161,11 @@ def funnel(counts: dict[str, Any]) -> list[tuple[str, int]]:
     dropped = ["superseded", "deleted", *(each.name for each in filters.FILTERS), "duplicates", "near_duplicates"]
     kept = sum(counts[split] for split in SPLITS)
     return [
+        *((f"not read: {name}", number) for name, number in counts.get("not_read", {}).items()),
         ("records read", counts["records"]),
-        *((f"- {name.replace('_', ' ')}", counts[name]) for name in dropped),
+        *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in dropped),
         ("kept", kept),
         *((f"  {split}", counts[split]) for split in SPLITS),
         ("words", counts["words"]),
-        *((f"{rule.name.replace('_', ' ')}: records", counts[rule.name]) for rule in cleaning.RULES),
+        *((f"{rule.name.replace('_', ' ')}: records", counts.get(rule.name, 0)) for rule in cleaning.RULES),
     ]

@@ -14,6 +14,9 @@ class CorpusSection(FilterSettings, CleaningSettings):
 
     profile: Literal["clean", "biogpt"] = "clean"
     """biogpt: the text that the model of 2022 saw, as far as is known. Keys that you set win over the profile's."""
+    unicode_scripts: bool = False
+    """Write superscripts and subscripts in Unicode's characters where it has them: 10⁻³, m², CO₂ instead of 10-3, m2,
+    CO2. Off, because hardly any text of today reads so: see `data.archive.medline.flatten`."""
     text_column: str = "text"
     """The column that holds the text in files that are not PubMed's."""
     drop_duplicates: bool = True
@@ -35,6 +38,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "drop_truncation_marks": False,
         "drop_copyright_tails": False,
         "drop_publisher_notes": False,
+        "drop_placeholders": False,
     },
 }
 # Manifests have always recorded these keys, in this order. Keep it: a corpus made again must have the same bytes. The

@@ -2,6 +2,7 @@
 
 import gzip
 import html
+import html.entities
 import json
 import re
 import time
@@ -273,6 +274,9 @@ def test_real_texts_without_junk_are_left_as_they_are() -> None:
                 "We made a graphical abstract of it.",
             )
         ),
+        ("[Not Available].", ""),
+        ("[In process citation]", ""),
+        ("[Not available in this country].", "[Not available in this country]."),
         ("PI3K\ue232AKT, \ue009CF- and (\ue000)", "PI3K AKT, CF- and ()"),
         ("Ob\u00adjec\u00adti\u00adve, Peripro\x99sthetic", "Objective, Periprosthetic"),
         ("5\x9610 mg, 10\u00ad000, a\u200b\ue0005, e\u0301\ue000x", "5 10 mg, 10000, a 5, e\u0301 x"),
@@ -327,6 +331,7 @@ PROBES = [
 ]
 MORE_PROBES: dict[str, list[str]] = {
     "unescape_entities": ["80 &mgr;m P&onemacr; &THgr; &lt;i&gt;E. coli&lt;/i&gt;<br/>mm<PRE>3</PRE> <u> P<0.001 &x;"],
+    "drop_placeholders": ["[Not Available].", "[In Process Citation]", "[Not Available]. More", "Not Available."],
     "drop_publisher_notes": [
         "A. J Am Geriatr Soc 67:2568-2573, 2019.",
         "A. JAMA. 2000;284:465-471",
@@ -365,6 +370,7 @@ PINS = {  # in the order of RULES
     ("drop_copyright_tails", 1): "22486e617c2f62b6",
     ("drop_copyright_tails", 2): "7c84ea1a53e53107",
     ("drop_publisher_notes", 1): "085879a406114343",
+    ("drop_placeholders", 1): "1921c040e56625cd",
 }
 
 

@@ -17,7 +17,8 @@ from data.corpus import cleaning, filters
 from data.corpus.build import make_corpus
 from data.corpus.cleaning import RULES, Rule
 from data.corpus.schema import PartRow, part_schema
-from data.corpus.settings import CorpusSection
+from data.corpus.selection import funnel
+from data.corpus.settings import CorpusSection, load_corpus_settings
 from tests.bench.corpus import peak
 from tests.data.citations import citation, deletion, write_file
 from tests.data.corpora import build, content, texts
@@ -65,8 +66,8 @@ def test_a_workers_memory_is_bounded_by_characters_not_rows(tmp_path: Path) -> N
 
 
 def raised(entries: Sequence[Any], name: str) -> list[Any]:
-    """The rules or filters, one of them with version 2."""
-    return [each._replace(version=2) if each.name == name else each for each in entries]
+    """The rules or filters, one of them with the next version."""
+    return [each._replace(version=each.version + 1) if each.name == name else each for each in entries]
 
 
 def when_parts_were_written(folder: Path) -> dict[str, int]:
@@ -92,7 +93,7 @@ def test_parts_are_made_again_when_a_rule_in_use_gets_a_new_version_and_only_the
     shutil.rmtree(tmp_path / "corpus")
     manifest = build(tmp_path, [], 0, 0, off)
     second = when_parts_were_written(tmp_path)
-    assert manifest["request"]["corpus"]["unescape_entities"] == 2
+    assert manifest["request"]["corpus"]["unescape_entities"] == 3
     assert all(second[name] > first[name] for name in first)
     shutil.rmtree(tmp_path / "corpus")
     assert build(tmp_path, [], 0, 0, off) == manifest and when_parts_were_written(tmp_path) == second
@@ -147,6 +148,32 @@ def test_a_new_rule_that_is_off_leaves_finished_work_valid(tmp_path: Path, monke
     assert (counts["unescape_entities"], counts["mark_0"]) == (2, 0)
     when = when_parts_were_written(tmp_path)
     assert len(when) == 2 and first.items() <= when.items()
+
+
+def test_other_records_are_counted_by_name(tmp_path: Path) -> None:
+    """In the receipt of each file, the manifest and the report. A corpus without any says nothing of them."""
+    for number, books in enumerate((2, 0, 1), start=1):
+        path = write_file(tmp_path / "raw" / f"pubmed26n{number:04d}.xml", [citation(number)])
+        xml, book = (
+            path.read_text(),
+            "<PubmedBookArticle><BookDocument><PMID>9</PMID></BookDocument></PubmedBookArticle>",
+        )
+        path.write_text(xml.replace("</PubmedArticleSet>", book * books + "</PubmedArticleSet>"))
+    counts = make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0, 0, 1)["counts"]
+    assert counts["not_read"] == {"PubmedBookArticle": 3} and counts["records"] == 3
+    assert funnel(counts)[0] == ("not read: PubmedBookArticle", 3)
+    assert "not_read" not in build(tmp_path / "none", [[citation(1)]])["counts"]
+
+
+def test_unicode_scripts_is_a_setting_of_the_part_where_it_is_on(tmp_path: Path) -> None:
+    records = [citation(1, "10<sup>-3</sup> M of CO<sub>2</sub>")]
+    plain = build(tmp_path / "a", [records])
+    written = build(tmp_path / "b", [records], 0, 0, "corpus.unicode_scripts=true")
+    assert "unicode_scripts" not in plain["request"]["corpus"] and written["request"]["corpus"]["unicode_scripts"]
+    assert texts(tmp_path / "a" / "corpus")[1] == "10-3 M of CO2 An abstract."
+    assert texts(tmp_path / "b" / "corpus")[1] == "10⁻³ M of CO₂ An abstract."
+    biogpt = load_corpus_settings(None, ["corpus.profile=biogpt"])
+    assert not biogpt.unicode_scripts and not CorpusSection().unicode_scripts
 
 
 def test_the_columns_of_a_part_are_those_of_its_rows() -> None:
