@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from data.common.files import read_manifest, verify_files
+from data.common.files import VERSIONS, UserError, read_manifest, verify_files
+from data.corpus import cleaning
 from data.corpus.build import make_corpus
+from data.corpus.cleaning import RECORDED_WHEN_OFF, RULES
+from data.corpus.settings import CorpusSection
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
 from pretrain.export.folder import export
 from pretrain.inference import evaluate_folder
+from tests.data.corpora import rows
 from tests.golden import observe
 from tests.golden.make import FOLDERS, OLD_STEPS, old_run_settings
 from tests.pretrain.runs import metrics, run_case
@@ -34,9 +38,16 @@ def losses(old: Path) -> dict[str, list[float]]:
 
 
 def made_again(old: Path) -> dict[str, dict[str, Any]]:
-    """Every data folder, asked for once more as it was made."""
+    """Every data folder, asked for once more as it was made; the corpus by the rules and the format of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        then = [rule._replace(version=1) for rule in RULES]
+        patch.setattr(cleaning, "RULES", then)
+        patch.setitem(VERSIONS, "corpus part", 2)
+        later = dict.fromkeys((rule.name for rule in RULES if rule.name not in RECORDED_WHEN_OFF), False)
+        off = CorpusSection.model_validate(later)
+        corpus = make_corpus([old / "raw"], old / "corpus", 0.1, 0.1, workers=1, settings=off)
     return {
-        "corpus": make_corpus([old / "raw"], old / "corpus", 0.1, 0.1, workers=1),
+        "corpus": corpus,
         "tokenizer": train_tokenizer(old / "corpus", old / "tokenizer", merges=100, min_count=1, workers=1),
         "shards": make_shards(old / "corpus", old / "tokenizer", old / "shards", workers=1),
     }
@@ -50,16 +61,33 @@ def test_old_data_folders_are_finished_work(old: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in old.glob("*/*") if path.is_file()}
 
 
-def test_parts_of_an_old_corpus_are_not_parsed_again(old: Path) -> None:
-    before = observe.describe(old / "corpus.parts")
+def test_parts_of_an_old_corpus_are_parsed_again_only_for_what_was_raised_since(old: Path) -> None:
+    """Three cleaning rules have version 2, and parts have format 3. By the versions of then nothing is parsed again."""
     receipts = {path: path.stat().st_mtime_ns for path in old.glob("corpus.parts/*/manifest.json")}
+    before = observe.describe(old / "corpus.parts")
     assert receipts
-    shutil.move(old / "corpus", old / "kept")
+    shutil.copytree(old / "corpus", old / "kept")
+    shutil.rmtree(old / "corpus")
     made_again(old)
     assert {path: path.stat().st_mtime_ns for path in receipts} == receipts
     assert observe.describe(old / "corpus.parts") == before
-    counts = [read_manifest(old / name, "corpus")["counts"] for name in ("kept", "corpus")]
-    assert counts[0].items() <= counts[1].items()  # a rule or filter that came since may add a count
+    assert rows(old / "corpus") == rows(old / "kept")
+
+
+def test_an_old_corpus_is_not_taken_for_one_by_the_rules_of_today(old: Path) -> None:
+    """It is refused as it is. Made anew, its files are parsed again, and the sample's texts are the same."""
+    raised = {rule.name: rule.version for rule in RULES if rule.version > 1}
+    assert raised == {"unescape_entities": 2, "drop_control_characters": 2, "drop_copyright_tails": 2}
+    receipts = {path: path.stat().st_mtime_ns for path in old.glob("corpus.parts/*/manifest.json")}
+    with pytest.raises(UserError, match="was made from other inputs or settings"):
+        make_corpus([old / "raw"], old / "corpus", 0.1, 0.1, workers=1)
+    shutil.move(old / "corpus", old / "kept")
+    manifest = make_corpus([old / "raw"], old / "corpus", 0.1, 0.1, workers=1)
+    assert all(path.stat().st_mtime_ns > when for path, when in receipts.items())
+    assert raised.items() <= manifest["request"]["corpus"].items()
+    counts = read_manifest(old / "kept", "corpus")["counts"]
+    assert counts.items() <= manifest["counts"].items()  # a rule or filter that came since may add a count
+    assert rows(old / "corpus") == rows(old / "kept")
 
 
 def test_an_old_run_goes_on_from_its_checkpoint(old: Path, losses: dict[str, list[float]], one_rank: Ranks) -> None:
