@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 VERSIONS = {
     "raw": 1,
     "corpus": 2,
-    "tokenizer": 2,
+    "tokenizer": 3,
     "shards": 1,
     "checkpoint": 1,
     "hf": 1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import (
+    MANIFEST,
     UserError,
     make_folder,
     parts_folder,
@@ -27,6 +28,8 @@ from data.text.punctuation import normalize
 from data.text.tokenizer import read_merges, read_text
 
 WORDS_FILE = "words.json"  # of a part
+ASCII_TYPES = tuple(character + end for character in map(chr, range(0x21, 0x7F)) for end in ("", END_OF_WORD))
+FORMAT_WITHOUT_ASCII = 2  # of tokenizer folders that may lack some of ASCII_TYPES
 BIOGPT_FILES = ("bpecodes", "dict.txt")
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",  # so that AutoTokenizer loads tokenizer.json
@@ -50,8 +53,9 @@ def train_tokenizer(
     """Learn merges and a vocabulary from the training split of `corpus`. Writes the folder `out`, returns its manifest.
 
     merges: learn at most this many; min_count: token types that occur less often in the training split become `<unk>`;
-    min_word_count: words that occur less often are ignored when merges are learned. Raises UserError, which names a
-    number out of range, a corpus that is not whole or an `out` made from other inputs or settings.
+    min_word_count: words that occur less often are ignored when merges are learned. A folder of format 2 made by the
+    same request is finished work and stays as it is, because shards and runs hold its ids. Raises UserError, which
+    names a number out of range, a corpus that is not whole or an `out` made from other inputs or settings.
     """
     _check_numbers(merges, min_count, min_word_count)
     corpus_manifest = read_manifest(corpus, "corpus")
@@ -82,9 +86,17 @@ def train_tokenizer(
             "tokens": token_counts.total(),
         }
 
-    manifest = make_folder(out, "tokenizer", request, fill)
+    manifest = _made_before(out, request) or make_folder(out, "tokenizer", request, fill)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
+
+
+def _made_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder of format 2 that the same request made; None for anything else."""
+    if not (out / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(out, "tokenizer")
+    return manifest if (manifest["version"], manifest["request"]) == (FORMAT_WITHOUT_ASCII, request) else None
 
 
 def _check_numbers(merges: int, min_count: int, min_word_count: int) -> None:
@@ -125,6 +137,8 @@ def make_vocabulary(
     - the special tokens;
     - all token types, the parts and products of merges among them even if no text ends up with them (transformers'
       issue 21838 shows what happens without them), by count from the highest, then by code point;
+    - among them every printable ASCII character, inside a word and at its end, so that no ASCII text gives `<unk>`,
+      however small the vocabulary and whatever `min_count`;
     - fairseq's `madeupword` tokens, up to a multiple of 8, without those that are types of the text.
     """
     segment = Segmenter(merges)
@@ -136,6 +150,8 @@ def make_vocabulary(
     for first, second in merges:
         for token in (first, second, first + second):
             kept.setdefault(token, counts[token])
+    for token in ASCII_TYPES:
+        kept.setdefault(token, counts[token])
     ordered = sorted(kept, key=lambda token: (-kept[token], token))
     missing = -(len(SPECIAL_TOKENS) + len(ordered)) % 8
     padding = [name for index in range(16) if (name := f"madeupword{index:04d}") not in kept][:missing]
@@ -165,7 +181,7 @@ def tokenizer_from_biogpt(source: Path, out: Path, normalize_punctuation: bool =
         write_tokenizer_files(folder, vocabulary, merges, normalize_punctuation)
         return {"merges": len(merges), "vocabulary": len(vocabulary)}
 
-    return make_folder(out, "tokenizer", request, fill)
+    return _made_before(out, request) or make_folder(out, "tokenizer", request, fill)
 
 
 def _read_dictionary(path: Path) -> dict[str, int]:

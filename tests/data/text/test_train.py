@@ -1,14 +1,17 @@
 """data/text/train.py: the vocabulary, recounted with subword-nmt, and the folders."""
 
 import json
+import random
+import string
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from data.archive.sample import write_sample
-from data.common.files import UserError
+from data.common.files import VERSIONS, UserError
 from data.corpus.build import make_corpus
 from data.text.ids import UNK_ID
 from data.text.learn_bpe import learn_merges
@@ -26,6 +29,7 @@ def expected_tokens(words: Counter[str], merges: list[tuple[str, str]], min_coun
         for token in subwords_of(bpe, word):
             counts[token] += count
     tokens = {token for token, count in counts.items() if count >= min_count}
+    tokens |= {character + end for character in string.printable[:94] for end in ("", "</w>")}
     tokens |= {token for first, second in merges for token in (first, second, first + second)}
     return sorted(sorted(tokens), key=lambda token: counts[token], reverse=True)
 
@@ -98,8 +102,44 @@ def test_a_merge_part_is_kept_however_rare() -> None:
     vocabulary, counts = make_vocabulary(words, merges, min_count=5)
     assert counts == {"abc</w>": 10, "x": 1, "y": 1, "z</w>": 1}
     parts = {token for first, second in merges for token in (first, second, first + second)}
-    assert list(vocabulary)[4:5] == ["abc</w>"] and set(list(vocabulary)[4:9]) == parts
-    assert "x" not in vocabulary
+    assert list(vocabulary)[4:5] == ["abc</w>"] and parts <= set(vocabulary)
+    assert "xyz</w>" not in vocabulary and "yz</w>" not in vocabulary
+
+
+@pytest.mark.parametrize("min_count", [1, 1_000_000])
+def test_no_ascii_text_gives_an_unknown_token(min_count: int, tmp_path: Path) -> None:
+    """Not with the smallest vocabulary, nor by transformers' tokenizers, and it is decoded whole."""
+    words = Counter({"abc": 3, "é": 2})
+    merges = learn_merges(words, 1)
+    vocabulary, counts = make_vocabulary(words, merges, min_count)
+    write_tokenizer_files(tmp_path, vocabulary, merges)
+    assert len(vocabulary) % 8 == 0 and sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert ("é</w>" in vocabulary) == (min_count == 1) and counts["q"] == 0
+    fast, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer(tmp_path)
+    rng = random.Random(1)
+    texts = ["quick & 'quoted' <q> [q] \"q\" | P<0.001 a-b #1", string.printable[:94], *string.printable[:94]]
+    texts += ["".join(rng.choices(string.printable[:95], k=60)) for _ in range(300)]
+    for text in texts:
+        assert UNK_ID not in ours.encode(text) and UNK_ID not in fast(text)["input_ids"], text
+    assert "&uot;" not in fast.decode(fast('so "quoted" it is')["input_ids"])
+    assert UNK_ID in ours.encode("\ud7a3")
+
+
+def test_an_old_folder_is_finished_work_and_another_request_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of format 2, which may lack ASCII types: its shards and runs hold its ids."""
+    monkeypatch.setitem(VERSIONS, "tokenizer", 2)
+    monkeypatch.setattr("data.text.train.ASCII_TYPES", ())
+    old = train_tokenizer(folder / "corpus", tmp_path / "old", merges=20, min_count=200, workers=1)
+    monkeypatch.undo()
+    before = {path: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    assert train_tokenizer(folder / "corpus", tmp_path / "old", merges=20, min_count=200, workers=1) == old
+    assert {path: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    with pytest.raises(UserError, match="was made from other inputs or settings"):
+        train_tokenizer(folder / "corpus", tmp_path / "old", merges=21, min_count=200, workers=1)
+    new = train_tokenizer(folder / "corpus", tmp_path / "new", merges=20, min_count=200, workers=1)
+    assert (old["version"], new["version"]) == (2, 3) and old["counts"]["vocabulary"] < new["counts"]["vocabulary"]
 
 
 def test_ties_are_ordered_by_code_point() -> None:
