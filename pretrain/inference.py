@@ -15,14 +15,16 @@ from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import held_out_blocks, make_objective
 
 
-def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, split: str) -> dict[str, Any]:
-    """The held-out loss of a run's newest checkpoint or of an HF folder, on shards or on a corpus.
+def evaluate_folder(
+    folder: Path, shards: Path | None, corpus: Path | None, split: str, step: str = ""
+) -> dict[str, Any]:
+    """The held-out loss of a run's checkpoint or of an HF folder, on shards or on a corpus.
 
     A corpus is tokenized with the model's own tokenizer. Raises UserError if the shards were made with another one.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()
-    opened: Any = load_run(folder) if is_run else load_hf(folder, device)
+    opened: Any = load_run(folder, step) if is_run else load_hf(folder, device)
     tokenizer = folder / "tokenizer" if is_run else folder
     with tempfile.TemporaryDirectory() as temporary:
         if shards is None:

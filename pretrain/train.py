@@ -53,6 +53,11 @@ def train(recipe: Recipe) -> Run:
     """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank."""
     device = engines.init_distributed()
     run = build(recipe, device)
+    if run.ending:  # nothing is left to do, so nothing is written
+        if run.rank == 0:
+            past = f", past train.steps = {recipe.train.steps}" if run.step > recipe.train.steps else ""
+            print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
+        return run
     request = StopRequest(run.folder, recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
@@ -98,7 +103,9 @@ def build(recipe: Recipe, device: torch.device) -> Run:
             engine, optimizer, lambda kind: read_tensors(resumed, kind, model), batch, updates, device
         )
         engines.restore_loss_scale(engine, state["loss_scale"])
-    if rank == 0:
+    step = state.get("step", 0)
+    if rank == 0 and step < recipe.train.steps:
+        warn_of_rate_change(recipe, folder, step)
         begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
         write_recipe(recipe, folder / "recipe.toml")
     same_data = resumed and state["data"] == objective.identity()
@@ -112,12 +119,29 @@ def build(recipe: Recipe, device: torch.device) -> Run:
         rank=rank,
         ranks=ranks,
         resumed_from=resumed.name if resumed else "",
-        step=state.get("step", 0),
+        step=step,
         skipped=state.get("skipped", 0),
         held_out=state.get("held_out", {}),
         best=state.get("best", {}),
         recorded_probe=state["probe"] if same_data else {},
     )
+
+
+def warn_of_rate_change(recipe: Recipe, folder: Path, step: int) -> None:
+    """Say so if the learning rate of a resumed run jumps, because its schedule was changed."""
+    if not step:
+        return
+    try:
+        before = learning_rate(load_recipe(str(folder / "recipe.toml")), step)
+    except UserError:  # a recipe of another version
+        return
+    now = learning_rate(recipe, step)
+    if not 0.9 * before <= now <= 1.1 * before:
+        print(
+            f"biogpt: warning: with these settings the learning rate jumps from {before:.2e} to {now:.2e} at step"
+            f" {step}",
+            flush=True,
+        )
 
 
 def update(run: Run, request: StopRequest) -> dict[str, Any]:
