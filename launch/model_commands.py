@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ def train(
 
     Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
     """
+    from pretrain import ERROR_FILE
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.deepspeed_config import deepspeed_config
     from pretrain.objective import VERIFIED, make_objective
@@ -46,7 +48,14 @@ def train(
     environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: objective.identity()["shards"]}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
-    status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
+    with tempfile.TemporaryDirectory() as temporary:
+        error = Path(temporary) / "error"
+        environment[ERROR_FILE] = str(error)
+        status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
+        if (
+            error.is_file()
+        ):  # a mistake that only the ranks could find: the last line says it, after the launcher's report
+            raise UserError(error.read_text(encoding="utf-8"))
     if status:
         raise SystemExit(status)
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from data.common.files import UserError
+from pretrain import ERROR_FILE
 from pretrain import engine as engines
 from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
 from pretrain.evaluate import Evaluator
@@ -46,7 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
             print(f"biogpt: error: {error}", file=sys.stderr, flush=True)
+            if ERROR_FILE in os.environ:
+                Path(os.environ[ERROR_FILE]).write_text(str(error), encoding="utf-8")
         raise SystemExit(2) from None
+    except Exception as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"biogpt: rank {rank} crashed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def train(recipe: Recipe) -> Run:

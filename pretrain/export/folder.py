@@ -29,7 +29,7 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
             f"{recipe.data.shards}: not the shards that {run} was trained on; name the right ones with --shards"
         )
     objective.verify()
-    model = load_model(checkpoint, objective, best_device())
+    model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())
 
     def fill(folder: Path) -> dict[str, Any]:
         write_hf_files(folder, model, run / "tokenizer")
