@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from data.common.files import UserError
+from data.common.lease import Lease, hold
 from pretrain import ERROR_FILE
 from pretrain import engine as engines
 from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
@@ -57,15 +59,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(recipe: Recipe) -> Run:
-    """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank."""
+    """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank.
+
+    Rank 0 holds the lease of the run's folder meanwhile. Raises UserError on every rank if another process holds it.
+    """
     device = engines.init_distributed()
-    run = build(recipe, device)
-    if run.ending:  # nothing is left to do, so nothing is written
-        if run.rank == 0:
-            past = f", past train.steps = {recipe.train.steps}" if run.step > recipe.train.steps else ""
-            print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
-        return run
-    request = StopRequest(run.folder, recipe.train.stop_after_minutes, run.rank)
+    with ExitStack() as stack:
+        lease = on_rank_0(lambda: stack.enter_context(hold(Path(recipe.train.run))))
+        run = build(recipe, device, lease)
+        if run.ending:  # nothing is left to do, so nothing is written
+            if run.rank == 0:
+                past = f", past train.steps = {recipe.train.steps}" if run.step > recipe.train.steps else ""
+                print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
+            return run
+        return loop(run)
+
+
+def loop(run: Run) -> Run:
+    """Take the steps that are left, and let the observers watch each of them."""
+    request = StopRequest(run.folder, run.recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
     observers: list[Observer] = [reporter, evaluator, Saver(reporter, evaluator)]
@@ -84,7 +96,7 @@ def train(recipe: Recipe) -> Run:
     return run
 
 
-def build(recipe: Recipe, device: torch.device) -> Run:
+def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> Run:
     """Build a run, from its newest whole checkpoint if it has one. Raises UserError before anything is written."""
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), Path(recipe.train.run)
     on_rank_0(check_run_folder, folder)
@@ -120,6 +132,7 @@ def build(recipe: Recipe, device: torch.device) -> Run:
         recipe=recipe,
         objective=objective,
         folder=folder,
+        lease=lease,
         engine=engine,
         optimizer=optimizer,
         device=device,
