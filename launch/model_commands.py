@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ import typer
 
 from data.common.files import UserError
 from launch.options import Out
+
+Step = Annotated[str, typer.Option(metavar="N|best", help="Checkpoint of a run to use; default: the newest.")]
 
 
 def train(
@@ -24,6 +27,7 @@ def train(
 
     Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
     """
+    from pretrain import ERROR_FILE
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.deepspeed_config import deepspeed_config
     from pretrain.objective import VERIFIED, make_objective
@@ -44,14 +48,22 @@ def train(
     environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: objective.identity()["shards"]}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
-    status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
+    with tempfile.TemporaryDirectory() as temporary:
+        error = Path(temporary) / "error"
+        environment[ERROR_FILE] = str(error)
+        status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
+        if (
+            error.is_file()
+        ):  # a mistake that only the ranks could find: the last line says it, after the launcher's report
+            raise UserError(error.read_text(encoding="utf-8"))
     if status:
         raise SystemExit(status)
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)
     step = step_of(checkpoint) if checkpoint else 0
     run = loaded.train.run
     following = f"biogpt export {run} --out hf/" if step >= loaded.train.steps else "run the same command to resume"
-    print(f"{run}: step {step} of {loaded.train.steps}; next: {following}")
+    past = " (the run is past it; raise train.steps to go on)" if step > loaded.train.steps else ""
+    print(f"{run}: step {step} of {loaded.train.steps}{past}; next: {following}")
 
 
 def run_interruptible(command: list[str], environment: dict[str, str], stop_file: Path) -> int:
@@ -87,13 +99,20 @@ def default_ranks() -> int:
 def checkpoints(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its sha256.")] = False,
+    return_to: Annotated[
+        str, typer.Option(metavar="STEP", help="Resume from this step next time; later checkpoints are set aside.")
+    ] = "",
 ) -> None:
     """List the checkpoints of a run with their step, held-out loss and size, and whether they are whole.
 
     Example: `biogpt checkpoints run/ --verify`
     """
     from pretrain.checkpoint import describe_checkpoints
+    from pretrain.checkpoint import return_to as return_run_to
 
+    if return_to:
+        for path in return_run_to(run, return_to):
+            print(f"set aside: {path}")
     damaged = describe_checkpoints(run, verify)
     if damaged:
         raise UserError(f"{run}: {damaged} damaged; training resumes from the newest whole checkpoint")
@@ -106,6 +125,7 @@ def evaluate(
         Path | None, typer.Option(help="Corpus to evaluate on; it is tokenized with the model's own tokenizer.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    step: Step = "",
 ) -> None:
     """Report the held-out loss, perplexity and bits per byte of a run's newest checkpoint or an exported folder.
 
@@ -118,7 +138,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
-    result = evaluate_folder(model, shards, corpus, split)
+    result = evaluate_folder(model, shards, corpus, split, step)
     print(
         f"{model}: {split} loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f},"
         f" {result['bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens"
@@ -129,6 +149,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Out,
     shards: Annotated[Path | None, typer.Option(help="Where the run's shards are now, if they have moved.")] = None,
+    step: Step = "",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.
 
@@ -136,7 +157,7 @@ def export(
     """
     from pretrain.export.folder import export as export_run
 
-    counts = export_run(run, out, shards)["counts"]
+    counts = export_run(run, out, shards, step)["counts"]
     print(
         f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
         f" {counts['held_out']['loss']:.6f} by transformers, {counts['recorded_loss']:.6f} recorded;"

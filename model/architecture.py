@@ -37,6 +37,10 @@ class Architecture(nn.Module):
         """The inverse of `to_hf`. Some parameters may be missing."""
         raise NotImplementedError
 
+    def with_positions(self, number: int) -> "Architecture":
+        """A model of the first positions only: those after them were never trained. Itself if it has no more."""
+        raise NotImplementedError
+
     def hf_config(self) -> dict[str, Any]:
         """The content of transformers' `config.json` for this model."""
         raise NotImplementedError

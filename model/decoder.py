@@ -7,6 +7,7 @@ Same logits as `transformers.BioGptForCausalLM` (modeling_biogpt.py) for the sam
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -136,6 +137,16 @@ class Decoder(Architecture):
     def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.from_hf`."""
         return from_hf(tensors)
+
+    def with_positions(self, number: int) -> "Decoder":
+        """As `Architecture.with_positions`."""
+        if number >= self.config.max_position_embeddings:
+            return self
+        state = self.state_dict()
+        state["embed_positions.weight"] = state["embed_positions.weight"][: number + POSITION_OFFSET]
+        shorter = Decoder(replace(self.config, max_position_embeddings=number))
+        shorter.load_state_dict(state)
+        return shorter.to(self.embed_positions.weight.device).train(self.training)
 
     def hf_config(self) -> dict[str, Any]:
         """As `Architecture.hf_config`."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of our packages."""
+ERROR_FILE = "BIOGPT_ERROR_FILE"
+"""Environment variable: where rank 0 writes a mistake for `biogpt train`, which torchrun's exit code would hide."""
 
 
 def _refuse_foreign_packages() -> None:

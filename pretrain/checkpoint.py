@@ -13,6 +13,7 @@ the step (see train.py).
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -109,21 +110,26 @@ def remove(checkpoint: Path) -> None:
 
 
 def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> None:
-    """Remove all checkpoints except the newest, those of every n-th step and the one with the lowest held-out loss."""
-    newest_first = list_checkpoints(run)
+    """Remove all checkpoints except the newest, those of every n-th step and the one with the lowest held-out loss.
+
+    Checkpoints after `latest` are not counted and not removed: a run that was returned to an earlier step has abandoned
+    them.
+    """
+    newest_first = checkpoints_up_to_latest(run)
     kept = set(newest_first[:keep_last])
     if keep_every_steps:
         kept |= {checkpoint for checkpoint in newest_first if step_of(checkpoint) % keep_every_steps == 0}
     if keep_best:
-        kept.add(min(newest_first, key=_held_out_loss))
+        kept.add(min(newest_first, key=held_out_loss_of))
     for checkpoint in set(newest_first) - kept:
         remove(checkpoint)
 
 
-def _held_out_loss(checkpoint: Path) -> float:
+def held_out_loss_of(checkpoint: Path) -> float:
+    """The held-out loss that a checkpoint records; infinity if it is damaged or has none."""
     try:
         loss = float(read_state(checkpoint)["held_out"]["loss"])
-    except (UserError, KeyError):  # damaged, or without an evaluation
+    except (UserError, KeyError):
         return math.inf
     return loss if math.isfinite(loss) else math.inf
 
@@ -133,6 +139,13 @@ def list_checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in paths if path.is_dir() and NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def checkpoints_up_to_latest(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, without those after the one that `latest` names."""
+    name = pointed_at(run)
+    found = list_checkpoints(run)
+    return [each for each in found if not NAME.fullmatch(name) or step_of(each) <= step_of(Path(name))]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -155,8 +168,7 @@ def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list
     run has checkpoints but none is whole, because starting a new run in its place would lose it.
     """
     name, faults = pointed_at(run), []
-    latest = run / "checkpoints" / name
-    found = [each for each in list_checkpoints(run) if not NAME.fullmatch(name) or step_of(each) <= step_of(latest)]
+    latest, found = run / "checkpoints" / name, checkpoints_up_to_latest(run)
     if name and latest not in found:
         faults.append(f"{latest}: missing, though `latest` names it")
     for checkpoint in found:
@@ -173,6 +185,48 @@ def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list
     return None, []
 
 
+def choose_checkpoint(run: Path, step: str) -> Path:
+    """The checkpoint of a step, given as a number or as "best" for the lowest held-out loss.
+
+    Raises UserError if there is none, or if it is damaged; then it names the newest whole one.
+    """
+    found = list_checkpoints(run)
+    if step == "best":
+        chosen = min(found, key=held_out_loss_of, default=None)
+    else:
+        chosen = next((each for each in found if str(step_of(each)) == step), None)
+    if chosen is None:
+        steps = ", ".join(str(step_of(each)) for each in reversed(found)) or "none"
+        raise UserError(f"{run}: has no checkpoint of step {step}; there are {steps}")
+    try:
+        verify_checkpoint(chosen)
+        check_finite(chosen)
+    except UserError as error:
+        whole, _ = newest_checkpoint(run)
+        hint = f"; the newest whole one is of step {step_of(whole)}" if whole else ""
+        raise UserError(f"{error}{hint}") from None
+    return chosen
+
+
+def return_to(run: Path, step: str) -> list[Path]:
+    """Make a run resume from an earlier checkpoint, and set the later ones aside. Returns where those are now.
+
+    Raises UserError if there is no such checkpoint or it is damaged.
+    """
+    chosen = choose_checkpoint(run, step)
+    with whole_file(run / "latest") as pointer:
+        pointer.write(chosen.name.encode())
+    aside = []
+    for checkpoint in (each for each in list_checkpoints(run) if step_of(each) > step_of(chosen)):
+        number = next(n for n in itertools.count(1) if not _aside(checkpoint, n).exists())
+        aside.append(checkpoint.replace(_aside(checkpoint, number)))
+    return aside
+
+
+def _aside(checkpoint: Path, number: int) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.aside-{number}")
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint."""
     return read_json(checkpoint / "state.json")
@@ -185,7 +239,11 @@ def read_tensors(checkpoint: Path, kind: str, model: Architecture) -> dict[str, 
 
 def verify_checkpoint(checkpoint: Path) -> None:
     """Raise UserError that names the first file that is missing or changed."""
-    verify_files(checkpoint, read_manifest(checkpoint, "checkpoint"))
+    try:
+        verify_files(checkpoint, read_manifest(checkpoint, "checkpoint"))
+    except UserError as error:
+        fault = str(error).split(";")[0]  # the advice to make it again is for data
+        raise UserError(f"{fault}; the run can resume from an older checkpoint: `biogpt checkpoints RUN`") from None
 
 
 def identity(recipe: Recipe, objective: Objective) -> dict[str, dict[str, Any]]:
@@ -260,16 +318,18 @@ def describe_checkpoints(run: Path, verify: bool) -> int:
     if not found:
         raise UserError(f"{run}: has no checkpoint")
     table, damaged, latest = Table("step", "held-out loss", "GB", "state"), 0, pointed_at(run)
+    best = min(found, key=held_out_loss_of)
     for checkpoint in found:
         size = sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e9
         try:
             if verify:
                 verify_checkpoint(checkpoint)
-            loss, fault = f"{_held_out_loss(checkpoint):.4f}", ""
+            loss, fault = f"{held_out_loss_of(checkpoint):.4f}", ""
             read_state(checkpoint)
         except UserError as error:
             loss, fault, damaged = "-", str(error).removeprefix(f"{checkpoint}/"), damaged + 1
         state = fault or ("whole" if verify else "not verified")
-        table.add_row(f"{step_of(checkpoint):,}", loss, f"{size:.3f}", state + ", latest" * (checkpoint.name == latest))
+        notes = ", latest" * (checkpoint.name == latest) + ", best" * (checkpoint == best and loss != "inf")
+        table.add_row(f"{step_of(checkpoint):,}", loss, f"{size:.3f}", state + notes)
     Console().print(table)
     return damaged

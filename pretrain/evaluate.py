@@ -41,7 +41,7 @@ class Evaluator(Observer):
         if run.held_out.get("step") == run.step:
             return
         result = evaluate_run(run, run.recipe.evaluate.max_blocks)
-        run.held_out = {"step": run.step, **result}
+        run.held_out = {"step": run.step, "max_examples": run.recipe.evaluate.max_blocks, **result}
         best = run.best.get("loss", math.inf)
         if math.isfinite(result["loss"]) and not best <= result["loss"]:  # an old record's best may be NaN
             run.best = run.held_out

@@ -6,32 +6,32 @@ from typing import Any
 
 import torch
 
-from data.common.files import UserError, read_manifest, sha256, verify_files
+from data.common.files import UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.build import make_shards
-from data.text.tokenizer import TOKENIZER_FILES
 from pretrain.held_out import SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import held_out_blocks, make_objective
 
 
-def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, split: str) -> dict[str, Any]:
-    """The held-out loss of a run's newest checkpoint or of an HF folder, on shards or on a corpus.
+def evaluate_folder(
+    folder: Path, shards: Path | None, corpus: Path | None, split: str, step: str = ""
+) -> dict[str, Any]:
+    """The held-out loss of a run's checkpoint or of an HF folder, on shards or on a corpus.
 
     A corpus is tokenized with the model's own tokenizer. Raises UserError if the shards were made with another one.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()
-    opened: Any = load_run(folder) if is_run else load_hf(folder, device)
+    opened: Any = load_run(folder, step) if is_run else load_hf(folder, device)
     tokenizer = folder / "tokenizer" if is_run else folder
     with tempfile.TemporaryDirectory() as temporary:
         if shards is None:
             assert corpus is not None
             shards = Path(temporary) / "shards"
             make_shards(corpus, tokenizer, shards, workers=1, splits=(split,))
-        for name in ("vocab.json", "merges.txt"):
-            if sha256(shards / "tokenizer" / name) != sha256(tokenizer / name):
-                raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({name} differs)")
+        if different := different_tokenizer_file(shards / "tokenizer", tokenizer):
+            raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
         manifest = read_manifest(shards, "shards")
         verify_files(shards, manifest)
         if is_run:
@@ -45,6 +45,24 @@ def evaluate_folder(folder: Path, shards: Path | None, corpus: Path | None, spli
         return held_out_loss(model, held_out, 4, device)
 
 
+def different_tokenizer_file(one: Path, other: Path) -> str:
+    """The name of the file in which two tokenizer folders differ, or "".
+
+    A folder that transformers saved holds `tokenizer.json` alone; then its vocabulary and merges are compared. Raises
+    UserError if the folders have no file in common.
+    """
+    if all((folder / "vocab.json").is_file() for folder in (one, other)):
+        names = ("vocab.json", "merges.txt")
+        return next((name for name in names if sha256(one / name) != sha256(other / name)), "")
+    contents = [_vocabulary_and_merges(folder / "tokenizer.json") for folder in (one, other)]
+    return "" if contents[0] == contents[1] else "tokenizer.json"
+
+
+def _vocabulary_and_merges(path: Path) -> tuple[dict[str, int], list[str]]:
+    model = read_json(path)["model"]  # transformers writes a merge as a list of two tokens, tokenizers as one string
+    return model["vocab"], [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+
+
 def generate(folder: Path, prompt: str, max_new_tokens: int, sample: bool, seed: int) -> str:
     """Continue a prompt with transformers' own generation. The result includes the prompt.
 
@@ -55,10 +73,13 @@ def generate(folder: Path, prompt: str, max_new_tokens: int, sample: bool, seed:
 
     device = best_device()
     model = load_hf(folder, device)
-    for name in TOKENIZER_FILES[:2]:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file; the folder has no tokenizer")
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: AutoTokenizer finds no tokenizer.json or vocab.json that it can read ({reason})"
+        ) from None
     torch.manual_seed(seed)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
     length, limit = encoded["input_ids"].shape[1], model.config.max_position_embeddings

@@ -4,11 +4,11 @@ Each section has a class of its own. Unknown keys are refused with the nearest k
 together.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import Field
 
 from data.common.files import UserError, whole_file
@@ -20,20 +20,28 @@ from pretrain import ROOT
 BUNDLED = ROOT / "launch" / "recipes"
 
 
+# Bounds keep every number finite and computable. They are far from what makes sense.
+Steps = Annotated[int, Field(le=10**9)]
+Size = Annotated[int, Field(le=2**20)]
+Rate = Annotated[float, Field(le=1e30, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
 class ModelSection(Section):
     preset: str = "biogpt"
     """Shape by name: tiny, biogpt, biogpt-large. The keys below override single values of it."""
-    hidden_size: int | None = Field(default=None, ge=1)
-    num_hidden_layers: int | None = Field(default=None, ge=1)
-    num_attention_heads: int | None = Field(default=None, ge=1)
-    intermediate_size: int | None = Field(default=None, ge=1)
-    max_position_embeddings: int | None = Field(default=None, ge=1)
-    vocab_size: int | None = Field(default=None, ge=5)
+    hidden_size: Size | None = Field(default=None, ge=1)
+    num_hidden_layers: Size | None = Field(default=None, ge=1)
+    num_attention_heads: Size | None = Field(default=None, ge=1)
+    intermediate_size: Size | None = Field(default=None, ge=1)
+    max_position_embeddings: Size | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=5, lt=2**31)
     """If given, it must be that of the shards. By default it is taken from them."""
-    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
-    attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
-    activation_dropout: float = Field(default=0.0, ge=0, lt=1)
-    layerdrop: float = Field(default=0.0, ge=0, lt=1)
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    activation_dropout: Probability = 0.0
+    layerdrop: Probability = 0.0
     """Probability that a layer is skipped in a micro-batch."""
     gradient_checkpointing: Recomputation = "none"
     """Recompute activations in the backward pass to save their memory. "selective" recomputes the cheap ones: about a
@@ -43,38 +51,38 @@ class ModelSection(Section):
     "none": attention crosses documents, as in BioGPT."""
     initialization: Initialization = "fairseq"
     """How weights are drawn: "fairseq" as the original BioGPT, "hf" as transformers."""
-    weights: str | None = None
+    weights: Name | None = None
     """Start a new run from the weights of an HF folder, a .safetensors file, a pytorch_model.bin or a fairseq
     checkpoint."""
 
 
 class DataSection(Section):
-    shards: str = "shards"
+    shards: Name = "shards"
     """Folder written by `biogpt shards`."""
     allow_other: bool = False
     """Resume a run with other shards than it was started with. Otherwise that is refused."""
 
 
 class TrainSection(Section):
-    run: str = "run"
+    run: Name = "run"
     """Folder of this run. If it holds a run already, that run is resumed."""
-    steps: int = Field(default=200_000, ge=1)
+    steps: Steps = Field(default=200_000, ge=1)
     """Total number of optimizer steps."""
-    global_batch_tokens: int = Field(default=524_288, ge=1)
+    global_batch_tokens: int = Field(default=524_288, ge=1, le=2**40)
     """Tokens of one optimizer step, over all ranks and accumulation steps. A multiple of context_length."""
-    context_length: int | None = Field(default=None, ge=2)
+    context_length: Size | None = Field(default=None, ge=2)
     """Tokens of a block. The default is the model's max_position_embeddings."""
-    micro_batch_size: int = Field(default=8, ge=1)
+    micro_batch_size: Size = Field(default=8, ge=1)
     """Blocks that one rank processes at once."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the working weights and activations. Master weights are always fp32."""
     compile: bool | None = None
     """Compile the layers and the loss with torch.compile. By default on a GPU, if a C compiler is found."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the initial weights, the order of the data, dropout and layerdrop."""
-    stop_after_minutes: float = Field(default=0.0, ge=0)
+    stop_after_minutes: Rate = Field(default=0.0, ge=0)
     """Stop with a checkpoint this many minutes after this start. 0 means never."""
-    max_skipped_steps: int = Field(default=10, ge=1)
+    max_skipped_steps: Steps = Field(default=10, ge=1)
     """End the run, with an explanation, after this many consecutive steps whose gradients are not finite."""
 
 
@@ -86,12 +94,12 @@ class ObjectiveSection(Section):
 class OptimizerSection(Section):
     kind: Literal["adamw"] = "adamw"
     """How updates are computed."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: Rate = Field(default=2e-4, gt=0)
     """Peak of the schedule."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    gradient_clipping: float = Field(default=0.0, ge=0)
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    epsilon: Rate = Field(default=1e-8, gt=0)
+    weight_decay: Rate = Field(default=0.01, ge=0)
+    gradient_clipping: Rate = Field(default=0.0, ge=0)
     """Scale gradients down to at most this norm. 0 means no clipping."""
     decay_biases_and_norms: bool = True
     """BioGPT applies weight decay to every parameter. false exempts those with one dimension."""
@@ -100,13 +108,13 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     kind: Literal["inverse_sqrt", "linear", "cosine", "wsd"] = "inverse_sqrt"
     """inverse_sqrt is BioGPT's. wsd is warm-up, a constant rate, then decay_steps of linear decay."""
-    warmup_steps: int = Field(default=20_000, ge=0)
+    warmup_steps: Steps = Field(default=20_000, ge=0)
     """Steps of linear warm-up."""
-    initial_learning_rate: float = Field(default=1e-7, ge=0)
+    initial_learning_rate: Rate = Field(default=1e-7, ge=0)
     """Rate at the start of the warm-up."""
-    final_learning_rate: float = Field(default=0.0, ge=0)
+    final_learning_rate: Rate = Field(default=0.0, ge=0)
     """Rate of linear, cosine and wsd at the end, after train.steps."""
-    decay_steps: int = Field(default=0, ge=0)
+    decay_steps: Steps = Field(default=0, ge=0)
     """Steps of linear decay at the end of wsd."""
 
 
@@ -118,30 +126,30 @@ class DeepSpeedSection(Section):
     at the first use."""
     offload_parameters: bool = False
     """Keep weights on the CPU while they are not in use (stage 3)."""
-    config: str | None = None
+    config: Name | None = None
     """Your own DeepSpeed JSON file. The default is launch/deepspeed/zero{stage}.json."""
 
 
 class CheckpointSection(Section):
-    every_steps: int = Field(default=1_000, ge=1)
+    every_steps: Steps = Field(default=1_000, ge=1)
     """Save a checkpoint every this many steps, and at the end."""
-    keep_last: int = Field(default=3, ge=1)
+    keep_last: Steps = Field(default=3, ge=1)
     """Keep this many of the newest checkpoints."""
-    keep_every_steps: int = Field(default=0, ge=0)
+    keep_every_steps: Steps = Field(default=0, ge=0)
     """Also keep the checkpoints whose step is a multiple of this. 0 means none."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest held-out loss."""
 
 
 class EvaluateSection(Section):
-    every_steps: int = Field(default=1_000, ge=1)
+    every_steps: Steps = Field(default=1_000, ge=1)
     """Compute the held-out loss at step 0, every this many steps, at each checkpoint and at the end."""
-    max_blocks: int = Field(default=0, ge=0)
+    max_blocks: Steps = Field(default=0, ge=0)
     """Evaluate at most this many blocks of the validation split. 0 means all."""
 
 
 class LogSection(Section):
-    every_steps: int = Field(default=10, ge=1)
+    every_steps: Steps = Field(default=10, ge=1)
     """Log the loss and the speed every this many steps."""
 
 
@@ -287,16 +295,13 @@ def _schedule_mistakes(recipe: Recipe) -> Iterator[str]:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved settings as TOML, with absolute paths. JSON's strings, numbers and arrays are valid TOML."""
-    lines = []
+    """Write the resolved settings as TOML, with absolute paths."""
     settings = recipe.model_dump(mode="json", exclude_none=True)
     for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config"), ("model", "weights")):
         if key in settings[section]:
             settings[section][key] = str(Path(settings[section][key]).resolve())
-    for section, values in settings.items():
-        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]
     with whole_file(path) as stream:
-        stream.write("\n".join(lines).encode())
+        tomli_w.dump(settings, stream)
 
 
 def given_weights(recipe: Recipe) -> str | None:

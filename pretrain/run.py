@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from data.common.lease import Lease
 from pretrain.objective import Objective
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
@@ -18,6 +19,8 @@ class Run:
     recipe: Recipe
     objective: Objective
     folder: Path
+    lease: Lease | None = None
+    """The right to write the folder, checked before each checkpoint appears."""
     engine: Any
     """DeepSpeed's engine; see engine.py."""
     optimizer: Optimizer

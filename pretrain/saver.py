@@ -94,22 +94,17 @@ class Saver(Observer):
         for kind in ("model", *run.optimizer.state_names):
             tensors = engines.gather_state(run.engine, run.optimizer, kind)
             on_rank_0(_add, writer, kind, run.engine.module.to_hf(tensors))
-        if writer:
-            state = {
-                "step": run.step,
-                "skipped": run.skipped,
-                "held_out": run.held_out,
-                "best": run.best,
-                "probe": {"loss": probe, "precision": run.recipe.train.precision},
-                "loss_scale": engines.loss_scale(run.engine),
-                **identity(run.recipe, run.objective),
-            }
-            path = writer.finish(state)
-            write_run_manifest(run.folder, state)
-            keep = run.recipe.checkpoint
-            prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
-            self._reporter.say(run, f"checkpoint {path}")
-        dist.barrier()
+        state = {
+            "step": run.step,
+            "skipped": run.skipped,
+            "held_out": run.held_out,
+            "best": run.best,
+            "probe": {"loss": probe, "precision": run.recipe.train.precision},
+            "loss_scale": engines.loss_scale(run.engine),
+            **identity(run.recipe, run.objective),
+        }
+        path = on_rank_0(_finish, run, writer, state)
+        self._reporter.say(run, f"checkpoint {path}")
 
 
 def _add(writer: CheckpointWriter, kind: str, tensors: dict[str, Tensor]) -> None:
@@ -119,3 +114,18 @@ def _add(writer: CheckpointWriter, kind: str, tensors: dict[str, Tensor]) -> Non
     except UserError:
         writer.abandon()
         raise
+
+
+def _finish(run: Run, writer: CheckpointWriter, state: dict[str, Any]) -> Path:
+    """Complete a checkpoint, unless another process has taken the run over, and remove old ones by rule."""
+    try:
+        if run.lease:
+            run.lease.check()
+    except UserError:
+        writer.abandon()
+        raise
+    path = writer.finish(state)
+    write_run_manifest(run.folder, state)
+    keep = run.recipe.checkpoint
+    prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
+    return path

@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 from data.common.files import UserError
+from data.common.lease import Lease, hold
+from pretrain import ERROR_FILE
 from pretrain import engine as engines
 from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
 from pretrain.evaluate import Evaluator
@@ -46,14 +49,35 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
             print(f"biogpt: error: {error}", file=sys.stderr, flush=True)
+            if ERROR_FILE in os.environ:
+                Path(os.environ[ERROR_FILE]).write_text(str(error), encoding="utf-8")
         raise SystemExit(2) from None
+    except Exception as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"biogpt: rank {rank} crashed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def train(recipe: Recipe) -> Run:
-    """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank."""
+    """Start or resume the run of the recipe, and train it to its last step or until it should stop. On every rank.
+
+    Rank 0 holds the lease of the run's folder meanwhile. Raises UserError on every rank if another process holds it.
+    """
     device = engines.init_distributed()
-    run = build(recipe, device)
-    request = StopRequest(run.folder, recipe.train.stop_after_minutes, run.rank)
+    with ExitStack() as stack:
+        lease = on_rank_0(lambda: stack.enter_context(hold(Path(recipe.train.run))))
+        run = build(recipe, device, lease)
+        if run.ending:  # nothing is left to do, so nothing is written
+            if run.rank == 0:
+                past = f", past train.steps = {recipe.train.steps}" if run.step > recipe.train.steps else ""
+                print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
+            return run
+        return loop(run)
+
+
+def loop(run: Run) -> Run:
+    """Take the steps that are left, and let the observers watch each of them."""
+    request = StopRequest(run.folder, run.recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
     observers: list[Observer] = [reporter, evaluator, Saver(reporter, evaluator)]
@@ -72,7 +96,7 @@ def train(recipe: Recipe) -> Run:
     return run
 
 
-def build(recipe: Recipe, device: torch.device) -> Run:
+def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> Run:
     """Build a run, from its newest whole checkpoint if it has one. Raises UserError before anything is written."""
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), Path(recipe.train.run)
     on_rank_0(check_run_folder, folder)
@@ -98,7 +122,9 @@ def build(recipe: Recipe, device: torch.device) -> Run:
             engine, optimizer, lambda kind: read_tensors(resumed, kind, model), batch, updates, device
         )
         engines.restore_loss_scale(engine, state["loss_scale"])
-    if rank == 0:
+    step = state.get("step", 0)
+    if rank == 0 and step < recipe.train.steps:
+        warn_of_rate_change(recipe, folder, step)
         begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
         write_recipe(recipe, folder / "recipe.toml")
     same_data = resumed and state["data"] == objective.identity()
@@ -106,18 +132,36 @@ def build(recipe: Recipe, device: torch.device) -> Run:
         recipe=recipe,
         objective=objective,
         folder=folder,
+        lease=lease,
         engine=engine,
         optimizer=optimizer,
         device=device,
         rank=rank,
         ranks=ranks,
         resumed_from=resumed.name if resumed else "",
-        step=state.get("step", 0),
+        step=step,
         skipped=state.get("skipped", 0),
         held_out=state.get("held_out", {}),
         best=state.get("best", {}),
         recorded_probe=state["probe"] if same_data else {},
     )
+
+
+def warn_of_rate_change(recipe: Recipe, folder: Path, step: int) -> None:
+    """Say so if the learning rate of a resumed run jumps, because its schedule was changed."""
+    if not step:
+        return
+    try:
+        before = learning_rate(load_recipe(str(folder / "recipe.toml")), step)
+    except UserError:  # a recipe of another version
+        return
+    now = learning_rate(recipe, step)
+    if not 0.9 * before <= now <= 1.1 * before:
+        print(
+            f"biogpt: warning: with these settings the learning rate jumps from {before:.2e} to {now:.2e} at step"
+            f" {step}",
+            flush=True,
+        )
 
 
 def update(run: Run, request: StopRequest) -> dict[str, Any]:

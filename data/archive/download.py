@@ -9,13 +9,15 @@ import os
 import re
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from data.common.files import MANIFEST, TasksFailed, UserError, write_manifest
+from data.common.disk import disk_full, disk_full_named, is_full
+from data.common.files import MANIFEST, TasksFailed, UserError, make_output_folder, write_manifest
+from data.common.lease import Lease, hold
 from data.common.workers import progress
 
 BASE_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed/"
@@ -45,18 +47,31 @@ def download(
         urls = [url for folder in folders for url in list_archive(client, base_url + folder, year, files)]
         if not urls:
             raise UserError(f"{base_url}: holds no file that was asked for; see --files and --updates")
+        with disk_full_named(out, str(out)), hold(out) as lease:
+            make_output_folder(out)
+            _check_room(client, threads, urls, out)
+            return _download(client, threads, urls, out, base_url, lease)
+
+
+def _download(
+    client: httpx2.Client, threads: ThreadPoolExecutor, urls: list[str], out: Path, base_url: str, lease: Lease
+) -> dict[str, Any]:
+    """Fetch files and write the manifest of their folder, which is returned."""
+    failures = []
+    with progress("download: files", len(urls)) as advance:
+        running = [threads.submit(fetch, client, url, out, lease) for url in urls]
         try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-        _check_room(client, threads, urls, out)
-        failures = []
-        with progress("download: files", len(urls)) as advance:
-            for failure in threads.map(lambda url: fetch(client, url, out), urls):
+            for task in running:
+                failure = task.result()
                 advance()
                 failures += [failure] if failure else []
+        finally:
+            for task in running:  # if the disk is full the others end too
+                task.cancel()
+            wait(running)
     if failures:
         raise TasksFailed(failures, len(urls))
+    lease.check()
     (out / MANIFEST).unlink(missing_ok=True)
     names = {_name(url) for url in urls}
     others = sum(path.name not in names for path in out.glob("*.xml.gz"))
@@ -113,8 +128,11 @@ def _size(client: httpx2.Client, url: str) -> int:
         return 0
 
 
-def fetch(client: httpx2.Client, url: str, out: Path) -> str:
-    """Download one file, whole and with the md5 that the archive lists. Returns the reason if that failed, or ""."""
+def fetch(client: httpx2.Client, url: str, out: Path, lease: Lease) -> str:
+    """Download one file, whole and with the md5 that the archive lists. Returns the reason if that failed, or "".
+
+    Raises DiskFull, and LeaseLost if another command writes the folder now.
+    """
     path = out / _name(url)
     partial = path.with_name(f".{path.name}.partial")
     attempt, furthest, reason = 0, 0, ""
@@ -127,11 +145,14 @@ def fetch(client: httpx2.Client, url: str, out: Path) -> str:
                 return ""
             _receive(client, url, partial)
             if _md5(partial) == expected:
+                lease.check()
                 partial.replace(path)
                 return ""
             partial.unlink()
             reason = f"its md5 is not {expected}, which {url}.md5 lists"
-        except (httpx2.HTTPError, ValueError, OSError) as error:  # OSError: for example a full disk
+        except (httpx2.HTTPError, ValueError, OSError) as error:
+            if is_full(error):  # more attempts would end in the same way
+                raise disk_full(out, str(path)) from None
             reason = f"{error or type(error).__name__}"
             if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code in (401, 403, 404, 410):
                 break

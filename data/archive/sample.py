@@ -10,7 +10,9 @@ import random
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from data.common.files import whole_file
+from data.common.disk import disk_full_named
+from data.common.files import make_output_folder, whole_file
+from data.common.lease import hold
 
 FIRST_PMID = 90_000_001
 HEADER = (
@@ -53,10 +55,10 @@ LANGUAGES = {
 def write_sample(folder: Path, citations: int = 2_000, seed: int = 1) -> list[Path]:
     """Write a baseline file and an update file of invented citations. Returns their paths.
 
-    The same arguments always give the same bytes.
+    The same arguments always give the same bytes. Raises UserError if the folder cannot be written, or if another
+    command writes it.
     """
     rng = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
     records = [_record(rng, FIRST_PMID + index) for index in range(citations)]
     records[-1] = records[0].replace(str(FIRST_PMID), str(FIRST_PMID + citations - 1))  # one exact duplicate
     revised = [_record(rng, FIRST_PMID + index) for index in rng.sample(range(citations), 10)]
@@ -66,9 +68,11 @@ def write_sample(folder: Path, citations: int = 2_000, seed: int = 1) -> list[Pa
     baseline = HEADER + "".join(records) + "</PubmedArticleSet>\n"
     update = f"{HEADER}{''.join(revised + second)}<DeleteCitation>\n{deletions}</DeleteCitation>\n</PubmedArticleSet>\n"
     paths = [folder / "pubmed26n0001.xml.gz", folder / "pubmed26n0002.xml.gz"]
-    for path, text in zip(paths, (baseline, update), strict=True):
-        with whole_file(path) as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:
-            zipped.write(text.encode())
+    with disk_full_named(folder, str(folder)), hold(folder):
+        make_output_folder(folder)
+        for path, text in zip(paths, (baseline, update), strict=True):
+            with whole_file(path) as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:
+                zipped.write(text.encode())
     return paths
 
 

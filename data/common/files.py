@@ -20,7 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-MANIFEST = "manifest.json"
+from data.common.disk import disk_full_named, is_full
+from data.common.errors import DiskFull, ShareDone, TasksFailed, UserError
+from data.common.lease import Lease, hold
+from data.common.ownership import MANIFEST, MARKER, make_marked, remove_own
+
+__all__ = ["MANIFEST", "DiskFull", "ShareDone", "TasksFailed", "UserError"]  # imported from here everywhere
 VERSIONS = {
     "raw": 1,
     "corpus": 2,
@@ -32,22 +37,6 @@ VERSIONS = {
     "tokenizer part": 1,
     "shards part": 1,
 }  # raise the version of a kind when its files change
-
-
-class UserError(Exception):
-    """A user's mistake: one line that names the file, key or value and what to do. The command exits with code 2."""
-
-
-class ShareDone(Exception):
-    """The share of this element of a job array is done. The command says so and exits with code 0."""
-
-
-class TasksFailed(Exception):
-    """Some tasks failed and all others are done. The command names each failure and exits with code 1."""
-
-    def __init__(self, failures: list[str], tasks: int) -> None:
-        super().__init__("\n".join(failures))
-        self.failures, self.tasks = failures, tasks
 
 
 def sha256(path: Path) -> str:
@@ -178,14 +167,22 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def make_folder(
-    out: Path, kind: str, request: dict[str, Any], fill: Callable[[Path], dict[str, Any]]
+    out: Path,
+    kind: str,
+    request: dict[str, Any],
+    fill: Callable[[Path], dict[str, Any]],
+    lease: Lease | None = None,
 ) -> dict[str, Any]:
     """Make the folder `out`, whole or not at all: `fill(folder)` writes its files and returns the counts.
 
-    Returns the manifest. If `out` was made by the same request before, nothing is done. Raises UserError, and leaves
-    `out` as it is, if anything else stands there.
+    lease: that of `out`, if the caller holds it; otherwise it is taken here. Returns the manifest. If `out` was made by
+    the same request before, nothing is done. Raises UserError, and leaves `out` as it is, if anything else stands
+    there, if another command writes it, or if the disk is full.
     """
-    _check_name(out)
+    check_places(out, [])
+    if lease is None:
+        with disk_full_named(out, str(out)), hold(out) as lease:
+            return make_folder(out, kind, request, fill, lease)
     if (out / MANIFEST).is_file():
         manifest = read_manifest(out, kind)
         if manifest["request"] != request or manifest["version"] != VERSIONS[kind]:
@@ -193,31 +190,64 @@ def make_folder(
         return manifest
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not a finished {kind} folder; remove it or choose another --out")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+    partial = out.with_name(f".{out.name}.{lease.token}.partial")
+    for left in (out.with_name(f".{out.name}.partial"), *_left_partials(out)):
+        remove_own(left, kind)
     try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-    try:
-        manifest = write_manifest(partial, kind, request, fill(partial))
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
-        _sync_folder(out.parent)
+        with disk_full_named(partial, str(out)):
+            make_marked(partial, out)
+            manifest = write_manifest(partial, kind, request, fill(partial))
+            lease.check()
+            (partial / MARKER).unlink()
+            if out.exists():
+                out.rmdir()
+            partial.replace(out)
+            _sync_folder(out.parent)
+    except UserError:
+        raise
+    except Exception:
+        lease.check()  # a command that took the lease over removed what this one was writing
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
-def _check_name(out: Path) -> None:
+def make_output_folder(folder: Path) -> None:
+    """Make a folder for files that appear one by one. UserError if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _left_partials(out: Path) -> list[Path]:
+    """The folders that killed commands left half-written: beside `out`, with the token of a lease in their names."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.partial")
+    return sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
+
+
+def check_places(out: Path, inputs: list[Path]) -> None:
+    """UserError if a command would write into its inputs or into their folders, or read what it writes."""
     if out.name in ("", ".."):
         raise UserError(f"{out}: the folder to write needs a name of its own")
+    target, parts = out.resolve(), parts_folder(out).resolve()
+    for given in inputs:
+        place = given.resolve()
+        if place == target:
+            raise UserError(f"--out {out}: is the input; choose another --out")
+        if place in target.parents:
+            raise UserError(f"--out {out}: lies inside the input {given}; choose another --out")
+        if target in place.parents:
+            raise UserError(f"--out {out}: holds the input {given}; choose another --out")
+        if parts == place or parts in place.parents:
+            raise UserError(f"{given}: is where the parts of --out {out} are kept; choose another --out")
 
 
 def parts_folder(out: Path) -> Path:
     """`out.parts`, the folder beside `out` that holds the parts from which `out` is made."""
-    _check_name(out)
     return out.with_name(f"{out.name}.parts")
 
 

@@ -25,8 +25,8 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -35,11 +35,17 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.common.disk import disk_full_named
+from data.common.errors import DiskFull, LeaseLost
 from data.common.files import VERSIONS, ShareDone, TasksFailed, UserError, read_manifest, verify_files, write_manifest
+from data.common.lease import Lease, hold
+from data.common.ownership import MARKER, make_marked, partial_part, remove_own
 
 ATTEMPTS = 3  # at a task whose worker dies
 Work = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
-Outcome = dict[str, Any] | str  # the counts, or why the task failed
+Outcome = dict[str, Any] | str | UserError  # the counts, why the task failed, or why the whole command ends
+
+Outcomes = Generator[tuple[int, Outcome], None, None]  # with the number of the task each
 
 
 @dataclass(frozen=True)
@@ -77,33 +83,51 @@ class Task:
     settings: dict[str, Any]  # JSON: everything besides the source that the result depends on
 
 
-def run_tasks(work: Work, tasks: list[Task], workers: Workers, title: str) -> list[dict[str, Any]]:
+def hold_for(out: Path, workers: Workers) -> AbstractContextManager[Lease]:
+    """The lease of the folder `out` and of its parts. The elements of a job array hold one each."""
+    return hold(out, (workers.element, workers.elements) if isinstance(workers, JobArray) else None)
+
+
+def run_tasks(
+    work: Work, tasks: list[Task], workers: Workers, title: str, lease: Lease | None = None
+) -> list[dict[str, Any]]:
     """Call `work(source, folder, settings)` for each task without a receipt. Returns the counts of every task.
 
+    lease: of the folder that the tasks are for; a task whose lease is lost makes no part.
     If a worker dies, another one does its task again; a task has ATTEMPTS attempts. Raises TasksFailed, which names
-    each failed task and the reason, after all others are done. In a job array it raises ShareDone instead of returning.
+    each failed task and the reason, after all others are done; DiskFull, or UserError for a lost lease, at once. In a
+    job array it raises ShareDone instead of returning.
     """
     outcomes: dict[int, Outcome] = {}
     if isinstance(workers, Cluster):
-        done = _on_cluster(work, tasks, workers)
+        done = _on_cluster(work, tasks, workers, lease)
     elif isinstance(workers, JobArray) or workers <= 1 or len(tasks) <= 1:
-        done = _in_this_process(work, tasks)
+        done = _in_this_process(work, tasks, lease)
     else:
-        done = _in_processes(work, tasks, workers)
-    with progress(title, len(tasks)) as advance:
-        for index, outcome in done:
-            outcomes[index] = outcome
-            advance()
+        done = _in_processes(work, tasks, workers, lease)
+    try:
+        with progress(title, len(tasks)) as advance, closing(done):
+            for index, outcome in done:
+                if isinstance(outcome, UserError):
+                    raise outcome
+                outcomes[index] = outcome
+                advance()
+    finally:  # what workers that were killed had begun
+        for task in tasks:
+            shutil.rmtree(partial_part(task.folder, _writer(lease)), ignore_errors=True)
     ordered = [outcomes[index] for index in range(len(tasks))]
     if failures := [outcome for outcome in ordered if isinstance(outcome, str)]:
         raise TasksFailed(failures, len(tasks))
     if isinstance(workers, JobArray):
         raise ShareDone(f"{title}: part {workers.element} of {workers.elements} is done, {len(tasks)} files")
-    return [outcome for outcome in ordered if not isinstance(outcome, str)]
+    return [outcome for outcome in ordered if isinstance(outcome, dict)]
 
 
-def perform(work: Work, task: Task) -> Outcome:
-    """Do one task unless its receipt proves it done. Returns its counts, or the reason why it failed."""
+def perform(work: Work, task: Task, lease: Lease | None = None) -> Outcome:
+    """Do one task unless its receipt proves it done. Returns its counts, or the reason why it failed.
+
+    A reason that ends the whole command is an error, which is returned, not raised: DiskFull, or a lost lease.
+    """
     request = {"source": task.source.name, "sha256": task.sha256, "settings": task.settings}
     try:
         receipt = read_manifest(task.folder, task.kind)
@@ -113,28 +137,58 @@ def perform(work: Work, task: Task) -> Outcome:
     except UserError:
         pass  # it is not done, or was damaged since
     try:
-        shutil.rmtree(task.folder, ignore_errors=True)
-        task.folder.mkdir(parents=True)
-        return write_manifest(task.folder, task.kind, request, work(task.source, task.folder, task.settings))["counts"]
+        return _make_part(work, task, request, lease)
+    except (DiskFull, LeaseLost) as error:
+        return error
     except UserError as error:
         return str(error)
     except Exception:
+        if lease:
+            try:
+                lease.check()
+            except LeaseLost as error:  # another command removed what this one was writing
+                return error
         return f"{task.source}: {traceback.format_exc()}"
 
 
-def _in_this_process(work: Work, tasks: list[Task]) -> Iterator[tuple[int, Outcome]]:
+def _make_part(work: Work, task: Task, request: dict[str, Any], lease: Lease | None) -> dict[str, Any]:
+    """Do a task in a folder beside its own, which takes its name when it is whole. Returns the counts."""
+    partial = partial_part(task.folder, _writer(lease))
+    for left in task.folder.parent.glob(partial_part(task.folder, "*").name):
+        remove_own(left, task.kind)
+    try:
+        with disk_full_named(partial, str(task.folder)):
+            make_marked(partial, task.folder)
+            receipt = write_manifest(partial, task.kind, request, work(task.source, partial, task.settings))
+            if lease:
+                lease.check()
+            (partial / MARKER).unlink()
+            remove_own(task.folder, task.kind)  # made from another input or settings, or damaged
+            partial.replace(task.folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return receipt["counts"]
+
+
+def _writer(lease: Lease | None) -> str:
+    return lease.token if lease else "task"
+
+
+def _in_this_process(work: Work, tasks: list[Task], lease: Lease | None) -> Outcomes:
     for index, task in enumerate(tasks):
-        yield index, perform(work, task)
+        yield index, perform(work, task, lease)
 
 
-def _in_processes(work: Work, tasks: list[Task], processes: int) -> Iterator[tuple[int, Outcome]]:
+def _in_processes(
+    work: Work, tasks: list[Task], processes: int, lease: Lease | None
+) -> Generator[tuple[int, Outcome], None, None]:
     waiting = deque((index, 1) for index in range(len(tasks)))  # (task, number of the attempt)
     idle: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, int, int]] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < processes:
-                worker = idle.pop() if idle else _Worker(work)
+                worker = idle.pop() if idle else _Worker(work, lease)
                 index, attempt = waiting.popleft()
                 if worker.send(tasks[index]):
                     busy[worker.connection] = worker, index, attempt
@@ -157,10 +211,10 @@ def _in_processes(work: Work, tasks: list[Task], processes: int) -> Iterator[tup
 class _Worker:
     """A local process that does one task after another, until it is killed."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, lease: Lease | None) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy the locks of pyarrow's threads
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, work))
+        self._process = context.Process(target=_serve, args=(theirs, work, lease))
         self._process.start()
         theirs.close()
 
@@ -186,28 +240,30 @@ class _Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(connection: Connection, work: Work, lease: Lease | None) -> None:
     """What a worker's process runs. It ends with its parent, so that the next command writes alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = multiprocessing.parent_process()
     assert parent
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     while True:
-        connection.send(perform(work, connection.recv()))
+        connection.send(perform(work, connection.recv(), lease))
 
 
-def _on_cluster(work: Work, tasks: list[Task], cluster: Cluster) -> Iterator[tuple[int, Outcome]]:
+def _on_cluster(
+    work: Work, tasks: list[Task], cluster: Cluster, lease: Lease | None
+) -> Generator[tuple[int, Outcome], None, None]:
     try:
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--cluster: Ray is not installed; pip install -c requirements.lock -e '.[cluster]'") from None
     _connect(ray, cluster.address)
-    remote = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # done again if a worker or machine dies
+    remote: Any = ray.remote(max_retries=ATTEMPTS - 1)(perform)  # done again if a worker or machine dies
     pending = {}
     for index, task in enumerate(tasks):
         there = replace(task, source=task.source.absolute(), folder=task.folder.absolute())
-        pending[remote.remote(work, there)] = index
+        pending[remote.remote(work, there, lease)] = index
     while pending:
         (reference,), _ = ray.wait(list(pending), num_returns=1)
         index = pending.pop(reference)

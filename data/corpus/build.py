@@ -11,13 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.common.files import UserError, input_files, input_name, make_folder, parts_folder, read_manifest
-from data.common.workers import JobArray, Task, Workers, progress, run_tasks, share_of
+import numpy as np
+
+from data.common.disk import disk_full_named
+from data.common.files import UserError, check_places, input_files, input_name, make_folder, parts_folder, read_manifest
+from data.common.lease import Lease
+from data.common.parquet import SPLITS
+from data.common.workers import JobArray, Task, Workers, hold_for, progress, run_tasks, share_of
 from data.corpus.filters import read_excluded
 from data.corpus.other_text import BUILDERS, builder_of
 from data.corpus.output import remove_outputs, write_splits
 from data.corpus.parts import PART_FILE, part_settings, write_part
-from data.corpus.selection import Keys, select_rows
+from data.corpus.selection import Keys, funnel, select_rows
 from data.corpus.settings import CLEAN, CorpusSection, recorded_settings
 
 
@@ -36,8 +41,24 @@ def make_corpus(
     fraction or an `out` made from other inputs or settings; TasksFailed, which names each damaged input.
     """
     _check_fractions(validation_fraction, test_fraction)
-    files, parts = share_of(list_files(raw), workers), parts_folder(out)
-    excluded = read_excluded(settings)
+    check_places(out, raw)
+    files, excluded = list_files(raw), read_excluded(settings)
+    with disk_full_named(out, str(out)), hold_for(out, workers) as lease:
+        return _make_corpus(files, out, validation_fraction, test_fraction, workers, settings, excluded, lease)
+
+
+def _make_corpus(
+    files: list[Path],
+    out: Path,
+    validation_fraction: float,
+    test_fraction: float,
+    workers: Workers,
+    settings: CorpusSection,
+    excluded: np.ndarray,
+    lease: Lease,
+) -> dict[str, Any]:
+    """What make_corpus does while it holds the lease of `out`."""
+    files, parts = share_of(files, workers), parts_folder(out)
     with progress("corpus: checksums of the input", len(files)) as advance:
         inputs = input_files(files, advance)
     request = {
@@ -50,7 +71,7 @@ def make_corpus(
         Task("corpus part", file, inputs[name], parts / name, part_settings(file, settings))
         for file, name in zip(files, map(input_name, files), strict=True)
     ]
-    read_files = partial(run_tasks, write_part, tasks, workers, "corpus: reading files")
+    read_files = partial(run_tasks, write_part, tasks, workers, "corpus: reading files", lease)
     if isinstance(workers, JobArray):
         read_files()  # raises ShareDone
 
@@ -59,14 +80,31 @@ def make_corpus(
         keys = Keys([task.folder / PART_FILE for task in tasks], settings, excluded)
         split_of_row, counts = select_rows(keys, settings, validation_fraction, test_fraction)
         if not counts["train"]:
-            raise UserError(f"{raw[0]}: no citation is left for training; relax the filters or add files: {counts}")
+            raise UserError(_nothing_left(files[0], counts))
         counts |= _not_read(tasks)
-        write_splits(tasks, keys.starts, split_of_row, folder, workers)
+        write_splits(tasks, keys.starts, split_of_row, folder, workers, lease)
         return counts
 
-    manifest = make_folder(out, "corpus", request, fill)
+    manifest = make_folder(out, "corpus", request, fill, lease)
     remove_outputs(parts)
     return manifest
+
+
+def _nothing_left(first: Path, counts: dict[str, Any]) -> str:
+    """The sentence that says why no citation is left for training."""
+    removed = {name.removeprefix("- "): count for name, count in funnel(counts) if name.startswith("- ")}
+    records, kept = counts["records"], sum(counts[split] for split in SPLITS)
+    if kept:
+        return f"{first}: all {kept:,} citations were drawn for validation and test; lower the fractions or add files"
+    most = max(removed, key=lambda name: removed[name])
+    if not removed[most]:
+        return f"{first}: the input holds no record; add files"
+    others = {name: count for name, count in removed.items() if count and name != most}
+    rest = "".join(f", {name!r} {count:,}" for name, count in others.items())
+    return (
+        f"{first}: no citation is left for training: of {records:,} records {most!r} removed {removed[most]:,}{rest};"
+        " relax the filters or add files"
+    )
 
 
 def _not_read(tasks: list[Task]) -> dict[str, Any]:
@@ -99,6 +137,8 @@ def list_files(raw: list[Path]) -> list[Path]:
     for path in raw:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is neither a file nor a folder; write it into a file first")
         if path.is_file() and not (_is_medline(path) or builder_of(path)):
             raise UserError(f"{path}: neither .xml or .xml.gz nor one of {', '.join(BUILDERS)}")
         found = [path] if path.is_file() else [file for file in path.iterdir() if _is_medline(file)]
@@ -109,7 +149,11 @@ def list_files(raw: list[Path]) -> list[Path]:
 
 
 def _is_medline(path: Path) -> bool:
-    return path.is_file() and path.name.endswith((".xml", ".xml.gz"))
+    if not path.name.endswith((".xml", ".xml.gz")) or path.is_dir():
+        return False
+    if not path.is_file():
+        raise UserError(f"{path}: is no file (a broken link, or a special file); remove it or put the file there")
+    return True
 
 
 def _order_of_publication(path: Path) -> tuple[int, int, str]:

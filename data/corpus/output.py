@@ -4,7 +4,6 @@ Consecutive parts that have ROWS_PER_FILE rows for training together are one tas
 one file for each split. Then outputs become the files of the corpus: large ones as they are, small ones joined.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from data.common.files import read_manifest, sha256, whole_file
+from data.common.lease import Lease
+from data.common.ownership import remove_parts
 from data.common.parquet import SPLITS, row_groups
 from data.common.workers import Task, Workers, run_tasks
 from data.corpus import schema
@@ -28,7 +29,12 @@ SPLIT_OF_ROW, OUTPUTS = ".chosen.npy", ".pieces"
 
 
 def write_splits(
-    tasks: list[Task], starts: np.ndarray, split_of_row: np.ndarray, folder: Path, workers: Workers
+    tasks: list[Task],
+    starts: np.ndarray,
+    split_of_row: np.ndarray,
+    folder: Path,
+    workers: Workers,
+    lease: Lease | None = None,
 ) -> None:
     """Write the selected rows into the files of the corpus, in the order of the parts.
 
@@ -40,7 +46,7 @@ def write_splits(
     with whole_file(parts / SPLIT_OF_ROW) as stream:
         np.save(stream, split_of_row)
     outputs = _output_tasks(tasks, starts, split_of_row)
-    run_tasks(write_output, outputs, workers, "corpus: writing")
+    run_tasks(write_output, outputs, workers, "corpus: writing", lease)
     for split in SPLITS:
         files = [output.folder / f"{split}.parquet" for output in outputs]
         for number, joined in enumerate(_files_to_join(files)):
@@ -49,7 +55,7 @@ def write_splits(
 
 def remove_outputs(parts: Path) -> None:
     """Remove what pass two left in the folder of parts, once the corpus is finished."""
-    shutil.rmtree(parts / OUTPUTS, ignore_errors=True)
+    remove_parts(parts / OUTPUTS, "corpus part")
     (parts / SPLIT_OF_ROW).unlink(missing_ok=True)
 
 

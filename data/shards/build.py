@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from data.common.files import make_folder, parts_folder, read_manifest, sha256, verify_files, whole_file
+from data.common.disk import disk_full_named
+from data.common.files import check_places, make_folder, parts_folder, read_manifest, sha256, verify_files, whole_file
 from data.common.hashing import mix64
+from data.common.lease import Lease
+from data.common.ownership import remove_parts
 from data.common.parquet import SPLITS, split_files
-from data.common.workers import JobArray, Task, Workers, progress, run_tasks, share_of
+from data.common.workers import JobArray, Task, Workers, hold_for, progress, run_tasks, share_of
 from data.shards.indexed import IndexedTokens, write_index
 from data.text.ids import EOS_ID, UNK_ID
 from data.text.tokenizer import Tokenizer, tokenizer_files
@@ -33,11 +36,27 @@ def make_shards(
 
     Raises UserError, which names a corpus or tokenizer that is missing or damaged, or an `out` made from other inputs.
     """
-    corpus_manifest = read_manifest(corpus, "corpus")
+    check_places(out, [corpus, tokenizer])
+    corpus_manifest, loaded = read_manifest(corpus, "corpus"), Tokenizer(tokenizer)
+    with disk_full_named(out, str(out)), hold_for(out, workers) as lease:
+        return _make_shards(corpus, corpus_manifest, tokenizer, loaded, out, workers, splits, lease)
+
+
+def _make_shards(
+    corpus: Path,
+    corpus_manifest: dict[str, Any],
+    tokenizer: Path,
+    loaded: Tokenizer,
+    out: Path,
+    workers: Workers,
+    splits: tuple[str, ...],
+    lease: Lease,
+) -> dict[str, Any]:
+    """What make_shards does while it holds the lease of `out`."""
     files = [file for split in splits for file in split_files(corpus, corpus_manifest, split)]
     entries = {file.name: corpus_manifest["files"][file.name] for file in share_of(files, workers)}
     verify_files(corpus, {"files": entries})
-    parts, loaded = parts_folder(out), Tokenizer(tokenizer)
+    parts = parts_folder(out)
     request = {
         "corpus": {name: entry["sha256"] for name, entry in corpus_manifest["files"].items()},
         "tokenizer": {name: sha256(tokenizer / name) for name in tokenizer_files(tokenizer)},
@@ -45,7 +64,7 @@ def make_shards(
     }
     tasks = _part_tasks(corpus, entries, request["tokenizer"], parts)
     work = partial(tokenize_rows, tokenizer.absolute())
-    tokenize = partial(run_tasks, work, tasks, workers, "shards: tokenizing")
+    tokenize = partial(run_tasks, work, tasks, workers, "shards: tokenizing", lease)
     if isinstance(workers, JobArray):
         tokenize()  # raises ShareDone
 
@@ -62,8 +81,8 @@ def make_shards(
             shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)
         return counts
 
-    manifest = make_folder(out, "shards", request, fill)
-    shutil.rmtree(parts, ignore_errors=True)
+    manifest = make_folder(out, "shards", request, fill, lease)
+    remove_parts(parts, "shards part")
     return manifest
 
 
@@ -94,7 +113,8 @@ def tokenize_rows(tokenizer: Path, file: Path, folder: Path, settings: dict[str,
     ids, lengths = loaded.encode_batch(text)
     with whole_file(part.with_name(part.name + ".bin")) as stream:
         stream.write(np.insert(ids, np.cumsum(lengths), EOS_ID).tobytes())
-    np.save(part.with_name(part.name + ".pmids.npy"), rows["pmid"].to_numpy())
+    with whole_file(part.with_name(part.name + ".pmids.npy")) as stream:
+        np.save(stream, rows["pmid"].to_numpy())
     write_index(part, loaded.dtype, lengths + 1, pc.binary_length(text).to_numpy())
     return {"unknown_tokens": int((ids == UNK_ID).sum())}
 

@@ -1,14 +1,15 @@
 """Make tokenizer folders: learn merges and a vocabulary from a corpus, or convert BioGPT's published files."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.common.disk import disk_full_named
 from data.common.files import (
     MANIFEST,
     UserError,
+    check_places,
     make_folder,
     parts_folder,
     read_json,
@@ -17,6 +18,8 @@ from data.common.files import (
     verify_files,
     write_json,
 )
+from data.common.lease import Lease, hold
+from data.common.ownership import remove_parts
 from data.common.parquet import row_groups, split_files
 from data.common.workers import Task, Workers, run_tasks
 from data.text import moses
@@ -58,7 +61,24 @@ def train_tokenizer(
     names a number out of range, a corpus that is not whole or an `out` made from other inputs or settings.
     """
     _check_numbers(merges, min_count, min_word_count)
+    check_places(out, [corpus])
     corpus_manifest = read_manifest(corpus, "corpus")
+    with disk_full_named(out, str(out)), hold(out) as lease:
+        numbers = (merges, min_count, min_word_count)
+        return _train_tokenizer(corpus, corpus_manifest, out, numbers, workers, normalize_punctuation, lease)
+
+
+def _train_tokenizer(
+    corpus: Path,
+    corpus_manifest: dict[str, Any],
+    out: Path,
+    numbers: tuple[int, int, int],
+    workers: Workers,
+    normalize_punctuation: bool,
+    lease: Lease,
+) -> dict[str, Any]:
+    """What train_tokenizer does while it holds the lease of `out`."""
+    merges, min_count, min_word_count = numbers
     verify_files(corpus, corpus_manifest)
     files, parts = split_files(corpus, corpus_manifest, "train"), parts_folder(out)
     request = {
@@ -72,7 +92,7 @@ def train_tokenizer(
     tasks = [Task("tokenizer part", file, request["corpus"][file.name], parts / file.name, settings) for file in files]
 
     def fill(folder: Path) -> dict[str, Any]:
-        run_tasks(count_words, tasks, workers, "tokenizer: counting words")
+        run_tasks(count_words, tasks, workers, "tokenizer: counting words", lease)
         word_counts = _add_up(task.folder / WORDS_FILE for task in tasks)
         frequent = {word: count for word, count in word_counts.items() if count >= min_word_count}
         learned = learn_merges(Counter(frequent), merges)
@@ -86,8 +106,8 @@ def train_tokenizer(
             "tokens": token_counts.total(),
         }
 
-    manifest = _made_before(out, request) or make_folder(out, "tokenizer", request, fill)
-    shutil.rmtree(parts, ignore_errors=True)
+    manifest = _made_before(out, request) or make_folder(out, "tokenizer", request, fill, lease)
+    remove_parts(parts, "tokenizer part")
     return manifest
 
 
@@ -165,6 +185,7 @@ def tokenizer_from_biogpt(source: Path, out: Path, normalize_punctuation: bool =
     The ids are those of transformers' `microsoft/biogpt`: the special tokens, then the dictionary in its order. Raises
     UserError, which names a missing or damaged file.
     """
+    check_places(out, [source])
     for name in BIOGPT_FILES:
         if not (source / name).is_file():
             raise UserError(f"{source / name}: no such file; --from-biogpt takes a folder of {', '.join(BIOGPT_FILES)}")

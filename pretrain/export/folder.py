@@ -15,13 +15,13 @@ from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import make_objective
 
 
-def export(run: Path, out: Path, shards: Path | None = None) -> dict[str, Any]:
-    """Write the newest checkpoint of `run` as the HF folder `out`. Returns its manifest.
+def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> dict[str, Any]:
+    """Write a checkpoint of `run` as the HF folder `out`. Returns its manifest.
 
-    shards: where the run's shards are now, if they have moved. Raises UserError if they are not the run's, and
-    RuntimeError if transformers does not find the run's held-out loss and our model's logits.
+    shards: where the run's shards are now, if they have moved; step: as for `load_run`. Raises UserError if the shards
+    are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our model's logits.
     """
-    recipe, checkpoint, state = load_run(run)
+    recipe, checkpoint, state = load_run(run, step)
     recipe = recipe.with_shards(shards or Path(recipe.data.shards))
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
@@ -29,7 +29,7 @@ def export(run: Path, out: Path, shards: Path | None = None) -> dict[str, Any]:
             f"{recipe.data.shards}: not the shards that {run} was trained on; name the right ones with --shards"
         )
     objective.verify()
-    model = load_model(checkpoint, objective, best_device())
+    model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())
 
     def fill(folder: Path) -> dict[str, Any]:
         write_hf_files(folder, model, run / "tokenizer")

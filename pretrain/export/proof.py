@@ -47,5 +47,6 @@ def prove(
 def recorded_loss(recipe: Recipe, state: dict[str, Any]) -> tuple[float, int]:
     """The held-out loss that a run recorded at its checkpoint, and over how many examples (0 means all)."""
     if state["held_out"].get("step") == state["step"]:
-        return state["held_out"]["loss"], recipe.evaluate.max_blocks
+        # Earlier versions did not record how many examples were evaluated: the recipe's number, then.
+        return state["held_out"]["loss"], state["held_out"].get("max_examples", recipe.evaluate.max_blocks)
     return state["probe"]["loss"], PROBE_EXAMPLES  # a run stopped between two evaluations has only its probe

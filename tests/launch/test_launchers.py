@@ -113,3 +113,12 @@ def test_the_job_array_script_does_its_share(sample_folder: Path, tmp_path: Path
         assert f"part {element} of 2 is done, 1 files" in done.stdout and not (tmp_path / "corpus").exists()
     subprocess.run(["biogpt", *command], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "corpus" / "manifest.json").is_file()
+
+
+def test_a_mistake_that_only_ranks_find_is_the_last_line_and_exit_code_2(sample_folder: Path, tmp_path: Path) -> None:
+    """A precision that this device lacks: torchrun reports a failed rank, then biogpt says what it was."""
+    chosen = settings(sample_folder / "shards", tmp_path / "run", "train.precision=fp16", "deepspeed.stage=1")
+    command = [str(BIN / "biogpt"), "train", "tiny", *chosen, "--ranks", "2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and last.startswith('biogpt: error: train.precision = "fp16": this device')

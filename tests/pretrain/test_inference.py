@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BioGptForCausalLM, BioGptTokenizer
+from transformers import AutoTokenizer, BioGptForCausalLM, BioGptTokenizer
 
 from data.common.files import UserError, read_manifest
 from pretrain.inference import evaluate_folder, generate
@@ -48,6 +48,8 @@ def test_a_damaged_or_incomplete_folder_is_named(hf: Path, tmp_path: Path) -> No
             generate(copy, "The", 3, sample=False, seed=1)
         (copy / "manifest.json").unlink()
         (copy / name).unlink()
+        if name == "vocab.json":  # the slow tokenizer's; the fast one needs it not
+            (copy / "tokenizer.json").unlink()
         with pytest.raises(UserError, match=name):
             generate(copy, "The", 3, sample=False, seed=1)
 
@@ -62,3 +64,24 @@ def test_generation_is_transformers_own(hf: Path) -> None:
     assert generate(hf, "The role of", 12, sample=True, seed=1) == generate(hf, "The role of", 12, sample=True, seed=1)
     with pytest.raises(UserError, match="the prompt has"):
         generate(hf, "word " * 80, 12, sample=False, seed=1)
+
+
+def test_a_folder_that_transformers_saved_is_evaluated_and_continues_a_prompt(
+    hf: Path, sample_folder: Path, tmp_path: Path
+) -> None:
+    """`save_pretrained` leaves a tokenizer.json and no vocab.json."""
+    saved = tmp_path / "saved"
+    BioGptForCausalLM.from_pretrained(hf).save_pretrained(saved)
+    AutoTokenizer.from_pretrained(hf).save_pretrained(saved)
+    assert not (saved / "vocab.json").exists()
+    assert generate(saved, "The role of", 8, sample=False, seed=1) == generate(hf, "The role of", 8, False, 1)
+    shards = sample_folder / "shards"
+    ours, theirs = (evaluate_folder(folder, shards, None, "test") for folder in (hf, saved))
+    assert ours == theirs
+    with pytest.raises(UserError, match=r"vocab\.json: no such file"):
+        evaluate_folder(saved, None, sample_folder / "corpus", "test")
+    content = json.loads((saved / "tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    (saved / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another tokenizer .*tokenizer\.json differs"):
+        evaluate_folder(saved, shards, None, "test")

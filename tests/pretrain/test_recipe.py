@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.common.files import UserError
-from pretrain.recipe import bundled_recipes, load_recipe, write_recipe
+from pretrain.recipe import bundled_recipes, check_settings, load_recipe, write_recipe
 
 
 def test_the_biogpt_recipe_is_the_published_one() -> None:
@@ -48,6 +48,13 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
     assert back.model_dump(exclude=different) == recipe.model_dump(exclude=different)
 
 
+@pytest.mark.parametrize("name", ["\U0001f9ec run", 'a "quoted" run', "back\\slash", "tab\there", "ünïcode"])
+def test_every_path_of_a_run_is_read_back(name: str, tmp_path: Path) -> None:
+    recipe = check_settings({"model": {"preset": "tiny"}, "train": {"run": str(tmp_path / name)}}, "test")
+    write_recipe(recipe, tmp_path / "recipe.toml")
+    assert load_recipe(str(tmp_path / "recipe.toml")).train.run == str((tmp_path / name).resolve())
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -72,6 +79,17 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
         (["model.boundaries=sentence"], "model.boundaries = 'sentence'"),
         (["model.weights=hf", "model.initialization=hf"], "remove one of the keys"),
         (["model.hidden_size=30"], "not divisible by num_attention_heads"),
+        (
+            ["model.hidden_size=1000000000"],
+            "input should be less than or equal to 1048576",
+        ),
+        (["train.seed=1e23"], "train.seed = 1e+23"),
+        (["optimizer.learning_rate=inf"], "optimizer.learning_rate = inf"),
+        (["optimizer.learning_rate=nan"], "optimizer.learning_rate = nan"),
+        (["optimizer.betas=[0.9, 1.0]"], "optimizer.betas.1 = 1.0"),
+        (["train.stop_after_minutes=inf"], "train.stop_after_minutes = inf"),
+        (["train.run="], "train.run = ''"),
+        (["data.shards="], "data.shards = ''"),
         (["steps=4"], "not of the form section.key=value"),
         (["train.steps"], "not of the form section.key=value"),
     ],

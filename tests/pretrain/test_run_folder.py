@@ -1,11 +1,16 @@
 """The folder of a run: nothing that is not a run is written into, and a run is known from its first moment."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pretrain.train
 from data.common.files import UserError, read_json, read_manifest, verify_files
 from pretrain.run_folder import check_run_folder
 from tests.golden.observe import describe
@@ -86,3 +91,52 @@ def test_read_only_shards_give_a_run_that_can_be_resumed(one_rank: Ranks, sample
     one_rank.run(run_case, [*chosen, "train.steps=3"])
     assert before == {path: path.stat().st_mtime_ns for path in copies}
     assert list(metrics(tmp_path / "run", "train/loss")) == [1, 2, 3]
+
+
+def twice_case(chosen: list[str]) -> str:
+    """What a second run of the same folder is told, while the first takes a step."""
+    update, said = pretrain.train.update, []
+
+    def during(*arguments: Any) -> Any:
+        if not said:
+            command = [sys.executable, "-m", "pretrain.train", "tiny", *chosen]
+            alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+            result = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=120)
+            said.append(f"{result.returncode} {result.stderr}")
+        return update(*arguments)
+
+    pretrain.train.update = during  # type: ignore[assignment]
+    try:
+        run_case(chosen)
+    finally:
+        pretrain.train.update = update
+    return said[0]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(one_rank: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = one_rank.run(twice_case, settings(sample_folder / "shards", run, *MORE))[0]
+    assert said.startswith("2 ") and f"{run}: it is being written by process" in said
+    assert list(metrics(run, "train/loss")) == [1, 2] and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def taken_over_case(chosen: list[str], lease: Path) -> str:
+    """What a run says whose lease another process has taken over before its checkpoint."""
+    update = pretrain.train.update
+
+    def during(*arguments: Any) -> Any:
+        lease.write_text('{"token": "another", "pid": 1, "host": "elsewhere"}\n00000000000000000007\n')
+        return update(*arguments)
+
+    pretrain.train.update = during  # type: ignore[assignment]
+    try:
+        return refused_case(chosen)
+    finally:
+        pretrain.train.update = update
+
+
+def test_a_run_that_was_taken_over_writes_no_checkpoint(one_rank: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE)
+    said = one_rank.run(taken_over_case, chosen, tmp_path / ".run.lease")[0]
+    assert "was taken over by process 1 on elsewhere" in said
+    assert not (tmp_path / "run" / "latest").exists() and not list((tmp_path / "run" / "checkpoints").iterdir())

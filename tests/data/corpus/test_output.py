@@ -1,5 +1,6 @@
 """data/corpus/output.py: the files of the corpus, their rows, sizes and row groups."""
 
+import errno
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -70,7 +71,7 @@ def test_groups_of_long_texts_are_short(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_file_system_without_hard_links_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Path) -> None:
-        raise PermissionError("no links here")
+        raise PermissionError(errno.EPERM, "no links here")
 
     build(tmp_path, [[citation(1), citation(2, "Two")]])
     monkeypatch.setattr(Path, "hardlink_to", refuse)
