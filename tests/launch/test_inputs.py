@@ -141,3 +141,15 @@ def test_a_file_that_a_browser_unpacked_is_read(tmp_path: Path) -> None:
         zipped.write_bytes(damaged)
         with pytest.raises(Exception, match=r"pubmed26n0001\.xml\.gz: "):
             list(read_medline(zipped))
+
+
+def test_the_sample_replaces_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NLM's files have the same names."""
+    (tmp_path / "pubmed26n0002.xml.gz").write_bytes(b"NLM's")
+    said = mistake(["sample", "--out", str(tmp_path)], capsys, monkeypatch)
+    assert "pubmed26n0002.xml.gz: is there already and is no sample" in said
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"NLM's"]
+    (tmp_path / "pubmed26n0002.xml.gz").unlink()
+    assert write_sample(tmp_path) == write_sample(tmp_path)

@@ -24,22 +24,15 @@ from data.common.workers import JobArray
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
+from tests.data.common.small_disk import room, small_disk
 from tests.data.corpora import content
 from tests.paths import ROOT
-
-PAGE = 4096
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let us mount a tmpfs")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path / "disk") as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +52,7 @@ STAGES: dict[str, Callable[[Path, Path, Any], Any]] = {
 }
 
 
-@contextlib.contextmanager
-def room(disk: Path, pages: int) -> Iterator[None]:
-    """A disk with so much room."""
-    with (disk / "filler").open("wb") as filler:
-        os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(disk).free - pages * PAGE)
-    yield
-    (disk / "filler").unlink()
-
-
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_on_a_full_disk(stage: str, workers: int, made: Path, disk: Path) -> None:
     """With a little more room each time, until there is enough: it fails at every kind of file that the stage writes.
@@ -82,7 +66,6 @@ def test_a_stage_on_a_full_disk(stage: str, workers: int, made: Path, disk: Path
                 STAGES[stage](made, disk, workers)
             break
         except DiskFull as error:
-            (disk / "filler").unlink()
             failures.append(str(error))
             assert "\n" not in str(error) and f"the disk {disk} is full (" in str(error) and " MB free)" in str(error)
         left = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}
@@ -102,7 +85,6 @@ def test_a_stage_on_a_full_disk(stage: str, workers: int, made: Path, disk: Path
 def test_an_element_of_a_job_array_on_a_full_disk(made: Path, disk: Path) -> None:
     with pytest.raises(DiskFull), room(disk, 8):
         STAGES["shards"](made, disk, JobArray(1, 2))
-    (disk / "filler").unlink()
     for element in (1, 2):
         with pytest.raises(ShareDone):
             STAGES["shards"](made, disk, JobArray(element, 2))
@@ -110,7 +92,9 @@ def test_an_element_of_a_job_array_on_a_full_disk(made: Path, disk: Path) -> Non
     assert content(disk / "shards") == content(made / "shards")
 
 
-@pytest.mark.parametrize("pages", [0, 2, 10])
+@pytest.mark.parametrize(
+    "pages", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(10, marks=pytest.mark.slow)]
+)
 def test_the_command_ends_in_one_line_and_code_2(pages: int, made: Path, disk: Path) -> None:
     for arguments in (
         ["corpus", str(made / "raw"), "--out", "corpus", "--workers", "2"],
