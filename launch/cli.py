@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from data.common.disk import disk_full, is_full
 from data.common.files import ShareDone, TasksFailed, UserError
 from launch.data_commands import corpus, download, sample, shards, tokenizer
 from launch.model_commands import checkpoints, evaluate, export, generate, train
@@ -63,6 +64,12 @@ def main() -> NoReturn:
         raise SystemExit(1) from None
     except UserError as error:
         print(f"biogpt: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if not is_full(error):
+            raise
+        place = Path(error.filename or ".")
+        print(f"biogpt: error: {disk_full(place, str(place))}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)
 

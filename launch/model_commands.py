@@ -155,8 +155,10 @@ def export(
 
     Example: `biogpt export run/ --out hf/`
     """
+    from data.common.files import check_places
     from pretrain.export.folder import export as export_run
 
+    check_places(out, [run, *([shards] if shards else [])])
     counts = export_run(run, out, shards, step)["counts"]
     print(
         f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"

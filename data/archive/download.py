@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 
 from data.common.disk import disk_full, disk_full_named, is_full
-from data.common.files import MANIFEST, TasksFailed, UserError, make_output_folder, write_manifest
+from data.common.files import MANIFEST, TasksFailed, UserError, make_output_folder, read_json, write_manifest
 from data.common.lease import Lease, hold
 from data.common.workers import progress
 
@@ -42,6 +42,7 @@ def download(
     cannot be listed, has no such files or those of another year, or if the disk is too small; TasksFailed, which names
     each file that failed, after all others are done.
     """
+    _check_manifest(out / MANIFEST)
     with httpx2.Client(timeout=60, follow_redirects=True) as client, ThreadPoolExecutor(connections) as threads:
         folders = ["baseline/", "updatefiles/"] if updates else ["baseline/"]
         urls = [url for folder in folders for url in list_archive(client, base_url + folder, year, files)]
@@ -51,6 +52,16 @@ def download(
             make_output_folder(out)
             _check_room(client, threads, urls, out)
             return _download(client, threads, urls, out, base_url, lease)
+
+
+def _check_manifest(path: Path) -> None:
+    """UserError if a manifest is there that is not a download's: another folder would be unreadable without it."""
+    try:
+        foreign = path.exists() and read_json(path)["kind"] != "raw"
+    except (UserError, KeyError, TypeError):
+        foreign = True
+    if foreign:
+        raise UserError(f"{path}: is no manifest of a download; choose another --out, or move it away")
 
 
 def _download(

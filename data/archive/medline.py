@@ -74,7 +74,11 @@ def read_medline(path: Path, unicode_scripts: bool = False) -> Iterator[Citation
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    if path.suffix != ".gz":
+        return path.open("rb")
+    with path.open("rb") as stream:
+        unpacked = stream.read(4).lstrip(b"\xef\xbb\xbf").startswith(b"<")  # a browser did it and kept the name
+    return path.open("rb") if unpacked else gzip.open(path, "rb")  # type: ignore[return-value]
 
 
 class _Bounded:

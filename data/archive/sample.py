@@ -6,12 +6,13 @@ an abstract, a duplicate, revised PMIDs, second versions and a block of deletion
 """
 
 import gzip
+import io
 import random
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from data.common.disk import disk_full_named
-from data.common.files import make_output_folder, whole_file
+from data.common.files import UserError, make_output_folder, whole_file
 from data.common.lease import hold
 
 FIRST_PMID = 90_000_001
@@ -55,8 +56,8 @@ LANGUAGES = {
 def write_sample(folder: Path, citations: int = 2_000, seed: int = 1) -> list[Path]:
     """Write a baseline file and an update file of invented citations. Returns their paths.
 
-    The same arguments always give the same bytes. Raises UserError if the folder cannot be written, or if another
-    command writes it.
+    The same arguments always give the same bytes. Raises UserError if the folder cannot be written, holds
+    other files of these names, or is being written by another command.
     """
     rng = random.Random(seed)
     records = [_record(rng, FIRST_PMID + index) for index in range(citations)]
@@ -70,10 +71,21 @@ def write_sample(folder: Path, citations: int = 2_000, seed: int = 1) -> list[Pa
     paths = [folder / "pubmed26n0001.xml.gz", folder / "pubmed26n0002.xml.gz"]
     with disk_full_named(folder, str(folder)), hold(folder):
         make_output_folder(folder)
-        for path, text in zip(paths, (baseline, update), strict=True):
-            with whole_file(path) as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:
-                zipped.write(text.encode())
+        contents = [_zipped(text) for text in (baseline, update)]
+        for path, content in zip(paths, contents, strict=True):
+            if path.exists() and (not path.is_file() or path.read_bytes() != content):
+                raise UserError(f"{path}: is there already and is no sample; choose another --out")
+        for path, content in zip(paths, contents, strict=True):
+            with whole_file(path) as stream:
+                stream.write(content)
     return paths
+
+
+def _zipped(text: str) -> bytes:
+    stream = io.BytesIO()
+    with gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:
+        zipped.write(text.encode())
+    return stream.getvalue()
 
 
 def _record(rng: random.Random, pmid: int, version: int = 1) -> str:

@@ -8,11 +8,13 @@ A folder is ours if one of these proves it:
   this is all that tells what a killed command of theirs left.
 """
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,7 +68,17 @@ def remove_own(folder: Path, kind: str) -> None:
     if not (folder / MARKER).exists():
         for name in _foreign(folder, kind):
             raise UserError(f"{folder / name}: is no file of this program, which would replace {folder}; move it away")
-    shutil.rmtree(folder)
+    for _ in range(50):  # a worker whose command was killed may write for some moments more
+        try:
+            return shutil.rmtree(folder)
+        except FileNotFoundError:
+            if not folder.exists():
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        time.sleep(0.1)
+    raise UserError(f"{folder}: another process writes there; run the command again once that one has ended")
 
 
 def _foreign(folder: Path, kind: str) -> list[str]:

@@ -16,9 +16,12 @@ import pytest
 
 from data.archive import download as download_module
 from data.archive.download import download
+from data.common.errors import DiskFull
 from data.common.files import TasksFailed, UserError, read_manifest, verify_files
+from data.common.lease import hold
 from data.corpus.build import list_files
 from tests.data.archive.server import NAMES, Archive
+from tests.data.common.small_disk import room, small_disk
 from tests.shared import ROOT
 
 
@@ -164,6 +167,37 @@ def test_a_url_that_is_none_is_named(tmp_path: Path) -> None:
     for url in ("ftp/", "http://[bad/", "file:///etc/"):
         with pytest.raises(UserError, match="cannot be listed"):
             download(tmp_path / "raw", False, None, None, 1, url)
+
+
+def test_a_full_disk_ends_the_download_at_once(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the attempts of a broken connection. What has arrived stays, and the next command goes on from it."""
+    monkeypatch.setattr(download_module, "SPARE_DISK", -(1 << 30))
+    monkeypatch.setattr(download_module, "PAUSE", 1000.0)
+    with small_disk(tmp_path / "disk") as disk:
+        for pages in (0, 3, 100):
+            with pytest.raises(DiskFull, match=rf"the disk {disk} is full") as caught, room(disk, pages):
+                get(archive, disk / "raw")
+            assert "\n" not in str(caught.value)
+        archive.sent.clear()
+        get(archive, disk / "raw")
+        whole(archive, disk / "raw", NAMES[:3])
+        assert sum(archive.sent.values()) < sum(len(archive.content[name]) for name in NAMES[:3])
+
+
+def test_two_downloads_never_write_one_folder(archive: Archive, tmp_path: Path) -> None:
+    with hold(tmp_path / "raw"), pytest.raises(UserError, match="raw: it is being written by process"):
+        get(archive, tmp_path / "raw")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ['{"kind": "corpus"}', "{}", "[]", "a user's notes"])
+def test_a_manifest_that_is_not_a_downloads_is_not_replaced(content: str, archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json: is no manifest of a download"):
+        get(archive, tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("manifest.json", content)]
 
 
 def test_killed_and_run_again(archive: Archive, tmp_path: Path) -> None:

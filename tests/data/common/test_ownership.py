@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +173,20 @@ def test_an_interrupted_task_leaves_no_half_written_part(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run_tasks(leave, [task], 1, "leaving")
     assert listing(tmp_path) == ["in"]
+
+
+def test_a_folder_where_a_killed_commands_worker_still_writes_is_removed_once_it_ends(tmp_path: Path) -> None:
+    make_marked(tmp_path / "left", tmp_path)
+    ended = time.monotonic() + 1
+
+    def write() -> None:
+        number = 0
+        while time.monotonic() < ended:
+            with suppress(FileNotFoundError):
+                (tmp_path / "left" / f"{(number := number + 1)}").touch()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    remove_own(tmp_path / "left", "corpus")
+    thread.join()
+    assert not (tmp_path / "left").exists()
