@@ -260,15 +260,19 @@ def test_the_file_does_not_depend_on_the_seed_of_hashes() -> None:
     ],
 )
 def test_damaged_files_of_biogpt_are_refused(files: dict[str, bytes], reason: str, tmp_path: Path) -> None:
+    source = tmp_path / "biogpt"
+    source.mkdir()
     for name, content in (({"bpecodes": b"a b</w> 7\n", "dict.txt": b"ab 7"} | files) if files else files).items():
-        (tmp_path / name).write_bytes(content)
+        (source / name).write_bytes(content)
     with pytest.raises(UserError, match=reason):
-        tokenizer_from_biogpt(tmp_path, tmp_path / "out")
+        tokenizer_from_biogpt(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_last_entry_of_a_dictionary_needs_no_line_feed(tmp_path: Path) -> None:
-    (tmp_path / "bpecodes").write_bytes(b"a b</w> 7\n")
-    (tmp_path / "dict.txt").write_bytes(b"a@@ 7\nab 7")
-    tokenizer_from_biogpt(tmp_path, tmp_path / "out")
+    source = tmp_path / "biogpt"
+    source.mkdir()
+    (source / "bpecodes").write_bytes(b"a b</w> 7\n")
+    (source / "dict.txt").write_bytes(b"a@@ 7\nab 7")
+    tokenizer_from_biogpt(source, tmp_path / "out")
     assert Tokenizer(tmp_path / "out").encode("ab") == [5]
