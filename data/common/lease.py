@@ -44,7 +44,6 @@ POLL = 0.25  # seconds between two looks at another's lease
 DIGITS = 20  # of the heartbeat: all have the same width, so that a beat overwrites the one before
 ALIVE, DEAD, UNKNOWN = "alive", "dead", "unknown"
 NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -198,9 +197,7 @@ def _create(fresh: Path, path: Path, descriptor: int) -> bool:
         path.hardlink_to(fresh)
     except FileExistsError:
         return os.fstat(descriptor).st_nlink == 2  # over NFS the answer may get lost, and a repeated request fails
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
+    except OSError:  # a file system without links; any other reason stops the next line too
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:
