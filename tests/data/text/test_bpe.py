@@ -91,6 +91,7 @@ def test_long_words_are_segmented_as_short_ones(word: str, merges: list[Merge]) 
 
 
 @needs_shared
+@pytest.mark.slow
 def test_words_of_many_letters_take_time_in_proportion(published: list[Merge], tmp_path) -> None:
     """A sequence, base64, one letter again and again: the tokens of subword-nmt, and a million letters in seconds."""
     rng, theirs, segment = random.Random(1), subword_nmt(published), Segmenter(published)
