@@ -455,6 +455,7 @@ def test_absurd_elements_are_refused_in_bounded_memory(name: str, tmp_path: Path
     assert message.startswith(f"{path}: ") and reason in message and peak < 600
 
 
+@pytest.mark.slow  # unpacks a gigabyte
 def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
     """Half a million equal records, 200 MB out of 1 MB: each is well-formed, but no file of NLM's is like that."""
     record = f"<PubmedArticle>{citation_xml(citation(1, 'T', 'word ' * 60))}</PubmedArticle>"

@@ -71,6 +71,7 @@ def test_a_job_array_gives_the_same_bytes(elements: int, tmp_path: Path) -> None
     assert content(corpus) == content(tmp_path / "whole" / "corpus")
 
 
+@pytest.mark.slow  # a cluster starts; test_workers.py has a fast one
 def test_a_ray_cluster_gives_the_same_bytes_though_a_worker_is_killed(ray_cluster: str, tmp_path: Path) -> None:
     files = [[citation(pmid, f"Title {pmid} of {number}.", "word <i>x</i> " * 300) for pmid in range(4_000)]
              for number in range(4)]  # fmt: skip
