@@ -94,16 +94,7 @@ class Saver(Observer):
         for kind in ("model", *run.optimizer.state_names):
             tensors = engines.gather_state(run.engine, run.optimizer, kind)
             on_rank_0(_add, writer, kind, run.engine.module.to_hf(tensors))
-        state = {
-            "step": run.step,
-            "skipped": run.skipped,
-            "held_out": run.held_out,
-            "best": run.best,
-            "probe": {"loss": probe, "precision": run.recipe.train.precision},
-            "loss_scale": engines.loss_scale(run.engine),
-            **identity(run.recipe, run.objective),
-        }
-        path = on_rank_0(_finish, run, writer, state)
+        path = on_rank_0(_finish, run, writer, probe)
         self._reporter.say(run, f"checkpoint {path}")
 
 
@@ -116,7 +107,7 @@ def _add(writer: CheckpointWriter, kind: str, tensors: dict[str, Tensor]) -> Non
         raise
 
 
-def _finish(run: Run, writer: CheckpointWriter, state: dict[str, Any]) -> Path:
+def _finish(run: Run, writer: CheckpointWriter, probe: float) -> Path:
     """Complete a checkpoint, unless another process has taken the run over, and remove old ones by rule."""
     try:
         if run.lease:
@@ -124,6 +115,15 @@ def _finish(run: Run, writer: CheckpointWriter, state: dict[str, Any]) -> Path:
     except UserError:
         writer.abandon()
         raise
+    state = {
+        "step": run.step,
+        "skipped": run.skipped,
+        "held_out": run.held_out,
+        "best": run.best,
+        "probe": {"loss": probe, "precision": run.recipe.train.precision},
+        "loss_scale": engines.loss_scale(run.engine),
+        **identity(run.recipe, run.objective),
+    }
     path = writer.finish(state)
     write_run_manifest(run.folder, state)
     keep = run.recipe.checkpoint
