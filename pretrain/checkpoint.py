@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.architecture import Architecture
 from pretrain.objective import Objective
 from pretrain.optimizer import optimizer_record
 from pretrain.recipe import ObjectiveSection, Recipe, given_weights
+from pretrain.tensor_file import Layout, Piece, read_fragments, read_share, remove_share, write_tensors
 
 NAME = re.compile(r"step-(\d{7,})")
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
@@ -50,47 +50,58 @@ class Diverged(UserError):
         )
 
 
-def first_not_finite(tensors: dict[str, Tensor]) -> str:
-    """The name of the first tensor that holds an infinity or NaN, or ""."""
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), "")
-
-
 class CheckpointWriter:
-    """Writes one checkpoint on rank 0. Call `add` for the weights ("model") and each optimizer state, then `finish`.
+    """Writes one checkpoint on rank 0.
 
-    Call `abandon` instead if the checkpoint cannot be completed.
+    Call `begin`, `add` for the weights ("model") and each optimizer state, then `finish`. Call `abandon` instead if the
+    checkpoint cannot be completed. The other ranks only ask it for `share`.
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self._run, self._step, self._name = run, step, f"step-{step:07d}"
-        folder = run / "checkpoints"
+        self._run, self.step, self._name = run, step, f"step-{step:07d}"
+        self._partial = run / "checkpoints" / f".{self._name}.partial"
+        self._written: dict[str, str] = {}
+        self._syncing: list[Future[None]] = []
+        self._executor = ThreadPoolExecutor(1)  # the disk gets the first file while the next is written
+
+    def begin(self) -> None:
+        """Make the hidden folder of the checkpoint, and remove what a kill left while writing or removing another."""
+        folder = self._partial.parent
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
-            if LEFTOVER.fullmatch(path.name):  # from a kill while writing or removing
+            if LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path)
-        self._partial = folder / f".{self._name}.partial"
         self._partial.mkdir()
 
-    def add(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Write the tensors of one kind, by transformers' names.
+    def share(self, rank: int, kind: str) -> Path:
+        """Where another rank than 0 writes its share of a kind (`tensor_file.write_share`)."""
+        return self._partial / f"{kind}.rank-{rank}"
 
-        Raises Diverged if a number is not finite, and RuntimeError if the tensors read back differently.
+    def add(self, kind: str, shapes: dict[str, tuple[int, ...]], own: list[Piece], ranks: int = 1) -> None:
+        """Write the file of one kind from rank 0's own pieces and the other ranks' shares, which are removed.
+
+        shapes: its tensors, by transformers' names in the order of the file.
         """
-        if name := first_not_finite(tensors):
-            raise Diverged(self._run, self._step, f"{kind} {name} holds numbers that are not finite")
-        path = self._partial / f"{kind}.safetensors"
-        save_file(tensors, path, metadata={"format": "pt"})
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        found = load_file(path)
-        for name, tensor in tensors.items():
-            if not torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)):  # bytes: -0.0 is not 0.0
-                raise RuntimeError(f"{path}: {name} reads back differently than it was written; check the disk")
+        path, shares = self._partial / f"{kind}.safetensors", [self.share(rank, kind) for rank in range(1, ranks)]
+        self._written[path.name] = write_tensors(path, shapes, [own, *map(read_share, shares)])
+        for share in shares:
+            remove_share(share)
+        self._syncing.append(self._executor.submit(_sync, path))
 
     def finish(self, state: dict[str, Any]) -> Path:
-        """Complete the checkpoint and name it in `latest`. Returns its folder."""
+        """Complete the checkpoint and name it in `latest`. Returns its folder.
+
+        Raises RuntimeError if a file reads back differently than it was written.
+        """
+        for syncing in self._syncing:
+            syncing.result()
+        self._executor.shutdown()
         write_json(self._partial / "state.json", state)
-        write_manifest(self._partial, "checkpoint", {}, {"step": state["step"]})
+        files = write_manifest(self._partial, "checkpoint", {}, {"step": state["step"]})["files"]
+        for name, written in self._written.items():
+            if files[name]["sha256"] != written:
+                path = self._partial / name
+                raise RuntimeError(f"{path}: reads back differently than it was written; check the disk")
         final = self._partial.with_name(self._name)
         remove(final)  # a damaged one, or one that `latest` never named
         self._partial.replace(final)
@@ -100,7 +111,13 @@ class CheckpointWriter:
 
     def abandon(self) -> None:
         """Remove what was written so far."""
+        self._executor.shutdown()
         shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def remove(checkpoint: Path) -> None:
@@ -232,9 +249,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "state.json")
 
 
-def read_tensors(checkpoint: Path, kind: str, model: Architecture) -> dict[str, Tensor]:
-    """The weights ("model") or an optimizer state of a verified checkpoint, by the model's parameter names."""
-    return model.from_hf(load_file(checkpoint / f"{kind}.safetensors"))
+def read_weights(checkpoint: Path, model: Architecture) -> None:
+    """Fill a model, which has no engine yet, with the weights of a verified checkpoint."""
+    whole = ((name, 0, parameter.data.view(-1)) for name, parameter in model.named_parameters())
+    read_fragments(checkpoint / "model.safetensors", Layout(model), whole)
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
@@ -295,15 +313,18 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
                 )
 
 
-def checkpoint_bytes(config: Any, state_names: tuple[str, ...]) -> int:
-    """The largest size of a checkpoint: fp32 weights and optimizer states, and some headers."""
-    return 4 * (1 + len(state_names)) * config.parameter_count() + 1_000_000
+def checkpoint_bytes(config: Any, state_names: tuple[str, ...], ranks: int) -> int:
+    """The room that a checkpoint takes while it is written: fp32 weights and optimizer states, and some headers.
+
+    Shares of several ranks are removed once they are merged, so there is one more file at most.
+    """
+    return 4 * (1 + len(state_names) + (ranks > 1)) * config.parameter_count() + 1_000_000
 
 
-def space_fault(folder: Path, config: Any, state_names: tuple[str, ...]) -> str:
+def space_fault(folder: Path, config: Any, state_names: tuple[str, ...], ranks: int) -> str:
     """What to say if the disk has no room for a checkpoint, or ""."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config, state_names)
+    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config, state_names, ranks)
     if free >= needed:
         return ""
     return f"{folder}: a checkpoint takes {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; make room"

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,14 @@ from pretrain.deepspeed_config import deepspeed_config
 from pretrain.held_out import Batch
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
+from pretrain.tensor_file import Fragment
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import (
-    logger,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    set_z3_leaf_modules,
-)
+from deepspeed.utils import logger, set_z3_leaf_modules
 
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings(
@@ -147,42 +141,61 @@ def finish_step(engine: Engine) -> tuple[float, bool]:
     return norm, False
 
 
-def gather_state(engine: Engine, optimizer: Optimizer, kind: str) -> dict[str, Tensor]:
-    """The whole fp32 weights (kind "model") or one of the optimizer's states, by our names, on rank 0's CPU.
+def held_fragments(engine: Engine, optimizer: Optimizer, kind: str) -> Iterator[Fragment]:
+    """What this rank holds of the fp32 weights (kind "model") or of one of the optimizer's states, by our names.
 
-    Works at every stage. Every rank must call it; on other ranks than 0 the result is empty.
+    At stage 0 every rank holds everything; at the others each number is held by one rank. The fragments are views:
+    writing into them changes the state. Takes no collective. States are zeros, and no views, before the first update.
     """
-    gathered = {}
     _link_states(engine, optimizer)
     for name, parameter in engine.module.named_parameters():
         if kind != "model" and kind not in optimizer.states[name]:
             continue
-        if kind != "model" and not optimizer.torch.state:  # every step so far was skipped
-            value = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
-        elif engine.zero_optimization_stage() == 0:
-            value = parameter.detach() if kind == "model" else optimizer.torch.state[parameter][kind]
-        elif kind == "model":
-            value = safe_get_full_fp32_param(parameter)
+        state = None if kind == "model" else kind
+        missing = state is not None and not optimizer.torch.state  # every step so far was skipped
+        found = _fragment(engine, optimizer, parameter, None if missing else state)
+        if found:
+            yield name, found[0], torch.zeros_like(found[1]) if missing else found[1]
+
+
+def _fragment(engine: Engine, optimizer: Optimizer, parameter: Any, state: str | None) -> tuple[int, Tensor] | None:
+    """Where this rank's part of a parameter starts, and its numbers, in fp32; state: of this state of it instead."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        whole = optimizer.torch.state[parameter][state] if state else parameter.detach()
+        return 0, whole.view(-1)
+    if stage < 3:
+        mapping = parameter._hp_mapping
+        return mapping and (mapping.lp_fragment_address.start, mapping.get_hp_fragment(state).detach())
+    # Its public functions return copies for an offloaded optimizer.
+    values, _ = engine.optimizer._get_fp32_opt_state_partition(parameter, True, state)
+    start = values.numel() * dist.get_rank()
+    return start, values.detach()[: max(0, parameter.ds_numel - start)]  # the last rank's is padded
+
+
+def own_fragments(engine: Engine, optimizer: Optimizer, kind: str) -> Iterator[Fragment]:
+    """The fragments that this rank writes into a checkpoint. At stage 0, where all hold all, each takes a slice."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for name, start, values in held_fragments(engine, optimizer, kind):
+        if engine.zero_optimization_stage() > 0:
+            yield name, start, values
         else:
-            value = safe_get_full_optimizer_state(parameter, kind)
-        if dist.get_rank() == 0:
-            assert value is not None, name
-            gathered[name] = value.detach().to("cpu", torch.float32, copy=True)
-    return gathered
+            first, last = (len(values) * each // ranks for each in (rank, rank + 1))
+            yield name, first, values[first:last]
 
 
 def restore_state(
     engine: Engine,
     optimizer: Optimizer,
-    read: Callable[[str], dict[str, Tensor]],
+    read: Callable[[str, Iterable[Fragment]], None],
     batch: Batch,
     updates: int,
     device: torch.device,
 ) -> None:
     """Put the state of a checkpoint into the engine. Every rank must call it, at every stage.
 
-    read: the tensors of a kind ("model" or a state of the optimizer), whole, by our names. batch: any batch of the
-    run's objective. updates: the optimizer's updates so far.
+    read: fills fragments of a kind ("model" or a state of the optimizer). batch: any batch of the run's objective.
+    updates: the optimizer's updates so far.
 
     The weights must be in the model before `build_engine` too: DeepSpeed makes the working weights in bf16 there, and
     the fp32 masters from those. It makes the optimizer's states at the first step, so one step is taken here at
@@ -192,20 +205,9 @@ def restore_state(
     for _ in range(engine.gradient_accumulation_steps()):
         engine.backward(engine(*(tensor.to(device) for tensor in batch)) * 0.0)
         engine.step()
-    _link_states(engine, optimizer)
-    stage = engine.zero_optimization_stage()
     for kind in ("model", *optimizer.state_names):
-        tensors = read(kind) if kind != "model" or stage > 0 else {}  # at stage 0 the model holds the fp32 weights
-        for name, parameter in engine.module.named_parameters():
-            if name not in tensors:
-                continue
-            value = tensors[name].to(device)
-            if stage == 0:
-                optimizer.torch.state[parameter][kind].copy_(value)
-            elif kind == "model":
-                safe_set_full_fp32_param(parameter, value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, kind)
+        if kind != "model" or engine.zero_optimization_stage() > 0:  # at stage 0 the model holds the fp32 weights
+            read(kind, held_fragments(engine, optimizer, kind))
     optimizer.restore_update_count(updates)
 
 

@@ -3,17 +3,21 @@
 import math
 from typing import Any
 
-from pretrain.held_out import held_out_loss
+from pretrain.held_out import PROBE_EXAMPLES, HeldOut, held_out_figures, summed_loss
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
 
 
-def evaluate_run(run: Run, max_examples: int) -> dict[str, Any]:
-    """The held-out loss of a run's weights as they are now. Changes no state of the run."""
+def probe_loss(run: Run) -> float:
+    """The mean loss of the first PROBE_EXAMPLES held-out examples, by the run's weights as they are now."""
+    held_out = run.objective.held_out()
+    examples = range(min(PROBE_EXAMPLES, held_out.examples))
+    return held_out_figures(held_out, _summed_loss(run, held_out, examples), examples)["loss"]
+
+
+def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
     run.engine.eval()
-    return held_out_loss(
-        run.engine, run.objective.held_out(), run.recipe.train.micro_batch_size, run.device, max_examples
-    )
+    return summed_loss(run.engine, held_out, run.recipe.train.micro_batch_size, run.device, examples)
 
 
 class Evaluator(Observer):
@@ -25,6 +29,7 @@ class Evaluator(Observer):
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
+        self._probe: tuple[int, float] = (-1, math.nan)
 
     def begin(self, run: Run) -> None:
         """Evaluate at the start, which gives the curve its point at step 0."""
@@ -40,7 +45,7 @@ class Evaluator(Observer):
         """Evaluate and report, unless this step has been evaluated already."""
         if run.held_out.get("step") == run.step:
             return
-        result = evaluate_run(run, run.recipe.evaluate.max_blocks)
+        result = self._evaluate(run)
         run.held_out = {"step": run.step, "max_examples": run.recipe.evaluate.max_blocks, **result}
         best = run.best.get("loss", math.inf)
         if math.isfinite(result["loss"]) and not best <= result["loss"]:  # an old record's best may be NaN
@@ -49,3 +54,18 @@ class Evaluator(Observer):
         text = "".join(f"  {name.replace('_', ' ')} {value:.5g}" for name, value in figures.items())
         values = {f"validation__{name}": value for name, value in result.items()}
         self._reporter.say(run, f"held-out loss {result['loss']:.4f}{text}", **values)
+
+    def _evaluate(self, run: Run) -> dict[str, Any]:
+        """The held-out loss of the run's weights as they are now, with other figures."""
+        held_out = run.objective.held_out()
+        examples = min(held_out.examples, run.recipe.evaluate.max_blocks or held_out.examples)
+        first, rest = range(min(PROBE_EXAMPLES, examples)), range(PROBE_EXAMPLES, examples)
+        summed = _summed_loss(run, held_out, first)
+        if len(first) == min(PROBE_EXAMPLES, held_out.examples):
+            self._probe = run.step, held_out_figures(held_out, summed, first)["loss"]
+        return held_out_figures(held_out, summed + _summed_loss(run, held_out, rest), range(examples))
+
+    def probe(self, run: Run) -> float:
+        """The loss of the first examples (`probe_loss`), from this step's evaluation if there was one."""
+        step, loss = self._probe
+        return loss if step == run.step else probe_loss(run)

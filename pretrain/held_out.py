@@ -34,25 +34,37 @@ class HeldOut(ABC):
         """Other figures that follow from the mean loss of a counted target, such as perplexity, by name."""
 
 
-@torch.no_grad()
 def held_out_loss(
     model: SummedLoss, held_out: HeldOut, batch_size: int, device: torch.device, max_examples: int = 0
 ) -> dict[str, Any]:
     """The mean loss of the counted targets in nats, their number ("tokens") and the held-out set's other figures.
 
-    All ranks must call it, and all run the same number of batches, as ZeRO-3 needs. max_examples: use at most this
-    many; 0 means all.
+    All ranks must call it. max_examples: use at most this many; 0 means all.
+    """
+    examples = range(min(held_out.examples, max_examples or held_out.examples))
+    return held_out_figures(held_out, summed_loss(model, held_out, batch_size, device, examples), examples)
+
+
+def held_out_figures(held_out: HeldOut, summed: float, examples: range) -> dict[str, Any]:
+    """What `held_out_loss` returns, given the summed loss of the examples."""
+    counted = held_out.counted_targets(examples)
+    loss = summed / counted
+    return {"loss": loss, **held_out.figures(loss), "tokens": counted}
+
+
+@torch.no_grad()
+def summed_loss(model: SummedLoss, held_out: HeldOut, batch_size: int, device: torch.device, examples: range) -> float:
+    """The summed loss of these examples over all ranks, in nats.
+
+    All ranks must call it, and all run the same number of batches, as ZeRO-3 needs.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    examples = min(held_out.examples, max_examples) if max_examples else held_out.examples
     total = torch.zeros(1, dtype=torch.float64)
-    for start in range(0, examples, batch_size * ranks):
-        first = min(start + rank * batch_size, examples)
-        batch = held_out.batch(range(first, min(first + batch_size, examples)), batch_size)
+    for start in range(examples.start, examples.stop, batch_size * ranks):
+        first = min(start + rank * batch_size, examples.stop)
+        batch = held_out.batch(range(first, min(first + batch_size, examples.stop)), batch_size)
         total += model(*(tensor.to(device) for tensor in batch)).double().cpu()
     if ranks > 1:
         total = total.to(device)
         dist.all_reduce(total)
-    counted = held_out.counted_targets(range(examples))
-    loss = float(total) / counted
-    return {"loss": loss, **held_out.figures(loss), "tokens": counted}
+    return float(total)

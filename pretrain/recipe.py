@@ -133,6 +133,9 @@ class DeepSpeedSection(Section):
 class CheckpointSection(Section):
     every_steps: Steps = Field(default=1_000, ge=1)
     """Save a checkpoint every this many steps, and at the end."""
+    background: bool = True
+    """Write checkpoints while the run goes on. Each rank holds a copy of its share meanwhile: 12 bytes a parameter,
+    divided by the ranks. If false, the run waits and no copy is made. The last checkpoint is always waited for."""
     keep_last: Steps = Field(default=3, ge=1)
     """Keep this many of the newest checkpoints."""
     keep_every_steps: Steps = Field(default=0, ge=0)

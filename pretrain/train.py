@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from data.common.files import UserError
 from data.common.lease import Lease, hold
 from pretrain import ERROR_FILE
 from pretrain import engine as engines
-from pretrain.checkpoint import Diverged, check_state, identity, read_tensors, space_fault
+from pretrain.checkpoint import Diverged, check_state, identity, read_weights, space_fault
 from pretrain.evaluate import Evaluator
 from pretrain.interrupt import REASONS, StopRequest
 from pretrain.metrics import Reporter
@@ -32,6 +33,7 @@ from pretrain.run import Observer, Run
 from pretrain.run_folder import begin_run_folder, check_run_folder
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
+from pretrain.tensor_file import Fragment, Layout, read_fragments
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,12 +82,13 @@ def loop(run: Run) -> Run:
     request = StopRequest(run.folder, run.recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
-    observers: list[Observer] = [reporter, evaluator, Saver(reporter, evaluator)]
+    saver = Saver(run, reporter, evaluator)
+    observers: list[Observer] = [reporter, evaluator, saver]
     try:
         for observer in observers:
             observer.begin(run)
         while not run.ending:
-            report = update(run, request)
+            report = update(run, request.code, saver.code)
             for observer in observers:
                 observer.after_step(run, report)
         reporter.say(run, f"stopped by {run.stop_reason}: {run.folder}" if run.stop_reason else f"done: {run.folder}")
@@ -108,19 +111,22 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
 
     model = objective.build_model()
     if resumed:
-        model.load_state_dict(read_tensors(resumed, "model", model))
+        read_weights(resumed, model)
     elif recipe.model.weights:
         objective.load_weights(model, Path(recipe.model.weights))
     engine, optimizer = engines.build_engine(recipe, model, ranks)
-    fault = on_rank_0(space_fault, folder, objective.config, optimizer.state_names)
+    fault = on_rank_0(space_fault, folder, objective.config, optimizer.state_names, ranks)
     if fault:
         raise UserError(fault)
     if resumed:
         batch = objective.batch(range(recipe.train.micro_batch_size))
         updates = state["step"] - state["skipped"]
-        engines.restore_state(
-            engine, optimizer, lambda kind: read_tensors(resumed, kind, model), batch, updates, device
-        )
+        layout = Layout(model)
+
+        def read(kind: str, fragments: Iterable[Fragment]) -> None:
+            read_fragments(resumed / f"{kind}.safetensors", layout, fragments)
+
+        engines.restore_state(engine, optimizer, read, batch, updates, device)
         engines.restore_loss_scale(engine, state["loss_scale"])
     step = state.get("step", 0)
     if rank == 0 and step < recipe.train.steps:
@@ -164,8 +170,11 @@ def warn_of_rate_change(recipe: Recipe, folder: Path, step: int) -> None:
         )
 
 
-def update(run: Run, request: StopRequest) -> dict[str, Any]:
-    """One optimizer step on the global batch of `run.step`. Returns its loss in nats a target and other figures."""
+def update(run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int]) -> dict[str, Any]:
+    """One optimizer step on the global batch of `run.step`. Returns its loss in nats a target and other figures.
+
+    stop_code, saver_code: what this rank tells the others (`StopRequest.code`, `Saver.code`).
+    """
     started = time.monotonic()
     recipe, engine, objective = run.recipe, run.engine, run.objective
     micro_batch_size, size = recipe.train.micro_batch_size, recipe.global_batch_size()
@@ -191,9 +200,10 @@ def update(run: Run, request: StopRequest) -> dict[str, Any]:
             engine.step()
         else:
             norm, applied = engines.finish_step(engine)
-    loss, stop = share(total, request.code())
+    loss, told = share(total, [stop_code(), saver_code()])
+    stop_codes, saver_codes = told
     run.step += 1
-    run.stop_reason = REASONS[stop]
+    run.stop_reason = REASONS[next((code for code in stop_codes if code), 0)]
     run.skipped += not applied
     run.skipped_in_a_row = 0 if applied else run.skipped_in_a_row + 1
     if run.skipped_in_a_row == recipe.train.max_skipped_steps:
@@ -207,18 +217,19 @@ def update(run: Run, request: StopRequest) -> dict[str, Any]:
         "applied": applied,
         "blocks": blocks,
         "seconds": time.monotonic() - started,
+        "saver_codes": saver_codes,
     }
 
 
-def share(total: torch.Tensor, stop: int) -> tuple[float, int]:
-    """The sum of all ranks' losses, and the first rank's reason to stop: our only all-reduce in a step."""
-    ranks = dist.get_world_size()
-    shared = torch.zeros(1 + ranks, dtype=torch.float64, device=total.device)
+def share(total: torch.Tensor, codes: list[int]) -> tuple[float, list[list[int]]]:
+    """The sum of all ranks' losses, and for each code the codes of all ranks: our only all-reduce in a step."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    shared = torch.zeros(1 + ranks * len(codes), dtype=torch.float64, device=total.device)
     shared[0] = total
-    shared[1 + dist.get_rank()] = stop
+    shared[1 + rank :: ranks] = torch.tensor(codes, dtype=torch.float64)
     dist.all_reduce(shared)
-    loss, *requests = shared.tolist()
-    return loss, int(next((request for request in requests if request), 0))
+    loss, *told = shared.tolist()
+    return loss, [[int(code) for code in told[first : first + ranks]] for first in range(0, len(told), ranks)]
 
 
 def seed_draws(seed: int, step: int, rank: int) -> None:

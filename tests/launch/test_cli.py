@@ -120,10 +120,10 @@ def test_mistakes_before_training_are_named(
 def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pretrain.checkpoint import CheckpointWriter
     from pretrain.objective import make_objective
     from pretrain.recipe import load_recipe
     from pretrain.run_folder import write_run_manifest
+    from tests.pretrain.runs import write_checkpoint
 
     (tmp_path / "run").mkdir()
     settings = [f"data.shards={sample_folder / 'shards'}", f"train.run={tmp_path / 'run'}"]
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     vocabulary = json.loads((sample_folder / "shards" / "manifest.json").read_text())["counts"]["vocabulary"]
     model = vars(recipe.decoder_config(vocabulary)) | {"num_hidden_layers": 9}
     write_run_manifest(tmp_path / "run", {})
-    CheckpointWriter(tmp_path / "run", 5).finish({"step": 5, "model": model, "data": make_objective(recipe).identity()})
+    write_checkpoint(tmp_path / "run", 5, {}, {"step": 5, "model": model, "data": make_objective(recipe).identity()})
     line = mistake(["train", "tiny", *settings], capsys, monkeypatch)
     assert "step-0000005: has model num_hidden_layers = 9, this run 4" in line
 

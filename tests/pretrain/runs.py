@@ -5,12 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from data.archive.sample import write_sample
 from data.common.files import UserError
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
+from pretrain.checkpoint import CheckpointWriter
 from pretrain.recipe import load_recipe
+from pretrain.tensor_file import Piece
 from pretrain.train import train
 from tests.ranks import Ranks
 
@@ -71,6 +75,24 @@ def metrics(run: Path, name: str) -> dict[int, Any]:
     """step -> value of one name in metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def write_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    """A checkpoint of whole tensors, kind by kind, by transformers' names."""
+    writer = CheckpointWriter(run, step)
+    writer.begin()
+    for kind, values in tensors.items():
+        writer.add(kind, *whole(values))
+    return writer.finish(state)
+
+
+def whole(tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], list[Piece]]:
+    """The shapes and pieces of a file that one rank holds."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in sorted(tensors.items())}
+    pieces = [
+        Piece(name, 0, tensors[name].numel(), lambda name=name: iter([tensors[name].numpy().data])) for name in shapes
+    ]
+    return shapes, pieces
 
 
 def back_to_step_4(run: Path, copy: Path) -> Path:

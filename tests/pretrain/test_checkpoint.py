@@ -21,7 +21,15 @@ from pretrain.checkpoint import (
 )
 from pretrain.objective import make_objective
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import back_to_step_4, metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import (
+    back_to_step_4,
+    metrics,
+    run_case,
+    settings,
+    whole,
+    write_checkpoint,
+    zero_3_settings,
+)
 from tests.ranks import Ranks
 
 MORE = ["train.steps=8", "checkpoint.every_steps=4", "evaluate.max_blocks=4", "model.layerdrop=0.3"]
@@ -138,13 +146,13 @@ def test_a_checkpoint_cut_short_is_never_pointed_at(finished_run: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     writer = CheckpointWriter(run, 12)
-    writer.add("model", load_file(run / "checkpoints" / "step-0000008" / "model.safetensors"))
+    writer.begin()
+    writer.add("model", *whole(load_file(run / "checkpoints" / "step-0000008" / "model.safetensors")))
     # Killed here: what is there has no manifest and is not the newest checkpoint.
     assert newest_checkpoint(run) == (run / "checkpoints" / "step-0000008", [])
-    again = CheckpointWriter(run, 12)
-    for kind in ("model", "exp_avg", "exp_avg_sq"):
-        again.add(kind, load_file(run / "checkpoints" / "step-0000008" / f"{kind}.safetensors"))
-    again.finish({"step": 12})
+    kinds = ("model", "exp_avg", "exp_avg_sq")
+    tensors = {kind: load_file(run / "checkpoints" / "step-0000008" / f"{kind}.safetensors") for kind in kinds}
+    write_checkpoint(run, 12, tensors, {"step": 12})
     prune(run, keep_last=1, keep_every_steps=0, keep_best=False)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000012"]
 

@@ -1,6 +1,7 @@
 """Saving by rule, falling back from damage, refusing what does not fit."""
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -13,10 +14,9 @@ from typer.testing import CliRunner
 
 from data.common.files import UserError, seal, write_json
 from launch.cli import app
-from pretrain import checkpoint as checkpoints
-from pretrain.checkpoint import CheckpointWriter, list_checkpoints, newest_checkpoint, prune, step_of
+from pretrain.checkpoint import list_checkpoints, newest_checkpoint, prune, step_of
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import metrics, refused_case, run_case, settings
+from tests.pretrain.runs import metrics, refused_case, run_case, settings, write_checkpoint
 from tests.ranks import Ranks
 
 MORE = ["train.steps=9", "checkpoint.every_steps=3", "checkpoint.keep_last=3", "evaluate.max_blocks=4"]
@@ -73,10 +73,7 @@ def test_a_kill_between_any_two_files_leaves_a_checkpoint_that_loads(
         pass
 
     def save(folder: Path) -> None:
-        writer = CheckpointWriter(folder, 12)
-        for kind, values in tensors.items():
-            writer.add(kind, values)
-        writer.finish({"step": 12, "held_out": {"loss": 1.0}})
+        write_checkpoint(folder, 12, tensors, {"step": 12, "held_out": {"loss": 1.0}})
         prune(folder, keep_last=1, keep_every_steps=0, keep_best=False)
 
     def count_down(original: Any, left: list[int]) -> Any:
@@ -118,7 +115,7 @@ def written(run: Path, kind: str) -> dict[str, Tensor]:
 def test_checkpoints_are_kept_by_rule(tmp_path: Path) -> None:
     losses = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 3.6, 12: 3.7}
     for step, loss in losses.items():
-        CheckpointWriter(tmp_path, step).finish({"step": step, "held_out": {"loss": loss}})
+        write_checkpoint(tmp_path, step, {}, {"step": step, "held_out": {"loss": loss}})
     prune(tmp_path, keep_last=2, keep_every_steps=6, keep_best=True)
     assert [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path)] == [12, 10, 6, 4]
     prune(tmp_path, keep_last=1, keep_every_steps=0, keep_best=False)
@@ -179,18 +176,13 @@ def test_a_first_loss_other_than_recorded_is_an_error(
     state = json.loads((newest / "state.json").read_text())
     state["probe"]["loss"] += 0.01
     shutil.rmtree(newest)
-    writer = CheckpointWriter(tmp_path / "run", 9)
-    for kind in ("model", "exp_avg", "exp_avg_sq"):
-        writer.add(kind, written(run, kind))
-    writer.finish(state)
+    tensors = {kind: written(run, kind) for kind in ("model", "exp_avg", "exp_avg_sq")}
+    write_checkpoint(tmp_path / "run", 9, tensors, state)
     chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, "train.steps=10", "train.micro_batch_size=8")
     with pytest.raises(AssertionError, match="the weights did not come back"):
         one_rank.run(run_case, chosen)
     state["probe"]["loss"] -= 0.01
-    writer = CheckpointWriter(tmp_path / "run", 9)
-    for kind in ("model", "exp_avg", "exp_avg_sq"):
-        writer.add(kind, written(run, kind))
-    writer.finish(state)
+    write_checkpoint(tmp_path / "run", 9, tensors, state)
     assert one_rank.run(run_case, chosen) == [10]
     assert load_recipe("tiny", chosen).train.steps == 10
 
@@ -198,19 +190,20 @@ def test_a_first_loss_other_than_recorded_is_an_error(
 def test_a_checkpoint_that_reads_back_other_than_written_is_not_finished(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that lies: one value of one tensor comes back changed."""
-    read = checkpoints.load_file
+    """A disk that lies: one byte of a file comes back changed."""
+    sync = os.fsync
 
-    def lying(path: Path) -> Any:
-        tensors = read(path)
-        tensors["biogpt.layer_norm.weight"][3] += 1
-        return tensors
+    def lying(number: int) -> None:
+        sync(number)
+        path = Path(f"/proc/self/fd/{number}").readlink()
+        if path.name == "exp_avg.safetensors":
+            content = bytearray(path.read_bytes())
+            content[-3] ^= 1
+            path.write_bytes(content)
 
-    writer = CheckpointWriter(tmp_path, 3)
-    writer.add("model", written(run, "model"))
-    monkeypatch.setattr(checkpoints, "load_file", lying)
-    with pytest.raises(RuntimeError, match=r"layer_norm\.weight reads back differently than it was written"):
-        writer.add("exp_avg", written(run, "exp_avg"))
+    monkeypatch.setattr(os, "fsync", lying)
+    with pytest.raises(RuntimeError, match=r"exp_avg\.safetensors: reads back differently than it was written"):
+        write_checkpoint(tmp_path, 3, {"exp_avg": written(run, "exp_avg")}, {"step": 3})
     assert list_checkpoints(tmp_path) == [] and newest_checkpoint(tmp_path) == (None, [])
 
 
