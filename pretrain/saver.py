@@ -212,7 +212,8 @@ class Saver(Observer):
         error = pending.work.exception()
         kind = next((each for each in (DiskFull, UserError, Exception) if isinstance(error, each)), None)
         faults: list[Any] = [None] * run.ranks
-        dist.all_gather_object(faults, kind and (kind, str(error)))
+        text = str(error) if isinstance(error, UserError) else f"rank {run.rank}: {type(error).__name__}: {error}"
+        dist.all_gather_object(faults, kind and (kind, text))
         if run.rank == 0:
             pending.writer.abandon()
         kind, text = next(fault for fault in faults if fault)

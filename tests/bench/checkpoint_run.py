@@ -1,0 +1,72 @@
+"""One rank of a run that `tests.bench.checkpoints` measures: `python checkpoint_run.py RESULT RECIPE SETTING...`.
+
+Run as a file, so that it also measures an older version of the program, whose folder PYTHONPATH names.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pretrain.train as program
+from pretrain.recipe import load_recipe
+
+INTERVAL = 0.005  # seconds between two looks at the memory
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no pages of files: RssAnon + RssShmem."""
+    found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * sum(map(int, found))
+
+
+def main() -> None:
+    """Train, and write what a step, the saves and the memory came to."""
+    result, recipe, *settings = sys.argv[1:]
+    samples: list[tuple[float, int]] = []
+    steps: list[tuple[float, float]] = []
+
+    def look() -> None:
+        while True:
+            samples.append((time.monotonic(), own_memory()))
+            time.sleep(INTERVAL)
+
+    update = program.update
+
+    def timed(*arguments: Any) -> Any:
+        before = time.monotonic()
+        try:
+            return update(*arguments)
+        finally:
+            steps.append((before, time.monotonic()))
+
+    program.update = timed
+    threading.Thread(target=look, daemon=True).start()
+    begun = time.monotonic()
+    program.train(load_recipe(recipe, settings))
+    ended = time.monotonic()
+    # Between two steps, from the third on, which needs the memory of all later ones.
+    between = [
+        [memory for at, memory in samples if left[1] < at < right[0]]
+        for left, right in zip(steps[2:], [*steps[3:], (ended, ended)], strict=True)
+    ]
+    level = min(min(each, default=1 << 60) for each in between[:5])
+    report = {
+        "loop_seconds": ended - steps[0][0],
+        "whole_seconds": ended - begun,
+        "step_seconds": sorted(end - start for start, end in steps)[len(steps) // 2],
+        "level": level,
+        "above_level": max(max(each, default=0) for each in between) - level,
+        "peak_until_second_step": max(memory for at, memory in samples if at < steps[1][1]),
+        "peak": max(memory for _, memory in samples),
+    }
+    rank = os.environ.get("RANK", "0")
+    Path(f"{result}.{rank}").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
