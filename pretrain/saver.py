@@ -1,16 +1,27 @@
 """The observer that writes a run's checkpoints; and loading one, where rank 0 decides for all ranks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-from data.common.files import UserError
+from data.common.disk import disk_full_named
+from data.common.errors import DiskFull, UserError
 from pretrain import engine as engines
-from pretrain.checkpoint import CheckpointWriter, Diverged, identity, newest_checkpoint, prune, read_state, space_fault
+from pretrain.checkpoint import (
+    CheckpointWriter,
+    Diverged,
+    identity,
+    newest_checkpoint,
+    pointed_at,
+    prune,
+    read_state,
+    space_fault,
+)
 from pretrain.evaluate import Evaluator, evaluate_run
 from pretrain.held_out import PROBE_EXAMPLES
 from pretrain.metrics import Reporter
@@ -25,17 +36,17 @@ PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 def on_rank_0(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call the function on rank 0 and return its result on every rank.
 
-    Its UserError is raised on every rank too, so that no rank waits for one that has left.
+    Its UserError or DiskFull is raised on every rank too, so that no rank waits for one that has left.
     """
-    box: list[Any] = [None, ""]
+    box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             box[0] = function(*arguments)
         except UserError as error:
-            box[1] = str(error)
+            box[1] = DiskFull(str(error)) if isinstance(error, DiskFull) else UserError(str(error))
     dist.broadcast_object_list(box)
     if box[1]:
-        raise UserError(box[1])
+        raise box[1]
     return box[0]
 
 
@@ -75,46 +86,59 @@ class Saver(Observer):
         if not run.stop_reason:
             self._evaluator.evaluate(run)
         fault = on_rank_0(space_fault, run.folder, run.objective.config, run.optimizer.state_names)
-        if not fault:
-            self._save(run)
-        elif run.ending:
-            raise UserError(f"{fault}; step {run.step} is not saved, {run.folder / 'latest'} names the last checkpoint")
-        else:
-            self._reporter.say(run, f"warning: no checkpoint: {fault}")
+        try:
+            if not fault:
+                return self._save(run)
+        except DiskFull as error:  # it filled up meanwhile
+            fault = str(error)
+        if run.ending:
+            newest = pointed_at(run.folder)
+            kept = f"{run.folder / 'latest'} names {newest}" if newest else "there is no checkpoint"
+            raise UserError(f"{fault}; step {run.step} is not saved, {kept}")
+        self._reporter.say(run, f"warning: no checkpoint: {fault}")
 
     def _save(self, run: Run) -> None:
         """Every rank takes part in gathering the state. Rank 0 writes it.
 
-        Raises Diverged on every rank, and saves nothing, if a number of the state is not finite.
+        Raises Diverged or DiskFull on every rank, and saves nothing, if a number of the state is not finite or if the
+        disk fills up.
         """
         probe = evaluate_run(run, PROBE_EXAMPLES)["loss"]
         if not math.isfinite(probe):
             raise Diverged(run.folder, run.step, f"the held-out loss is {probe}")
-        writer = CheckpointWriter(run.folder, run.step) if run.rank == 0 else None
+        writer: list[CheckpointWriter] = []  # on rank 0 alone
+        on_rank_0(_begin, run, writer)
         for kind in ("model", *run.optimizer.state_names):
             tensors = engines.gather_state(run.engine, run.optimizer, kind)
-            on_rank_0(_add, writer, kind, run.engine.module.to_hf(tensors))
+            on_rank_0(_add, run, writer, kind, run.engine.module.to_hf(tensors))
         path = on_rank_0(_finish, run, writer, probe)
         self._reporter.say(run, f"checkpoint {path}")
 
 
-def _add(writer: CheckpointWriter, kind: str, tensors: dict[str, Tensor]) -> None:
-    """Write a kind of tensors, or leave nothing behind."""
+@contextmanager
+def _or_nothing(run: Run, writer: list[CheckpointWriter]) -> Iterator[None]:
+    """Leave nothing of a checkpoint behind if the block ends in UserError, which a full disk becomes here."""
     try:
-        writer.add(kind, tensors)
+        with disk_full_named(run.folder, str(run.folder / "checkpoints"), "make room"):
+            yield
     except UserError:
-        writer.abandon()
+        for each in writer:
+            each.abandon()
         raise
 
 
-def _finish(run: Run, writer: CheckpointWriter, probe: float) -> Path:
+def _begin(run: Run, writer: list[CheckpointWriter]) -> None:
+    with _or_nothing(run, writer):
+        writer.append(CheckpointWriter(run.folder, run.step))
+
+
+def _add(run: Run, writer: list[CheckpointWriter], kind: str, tensors: dict[str, Tensor]) -> None:
+    with _or_nothing(run, writer):
+        writer[0].add(kind, tensors)
+
+
+def _finish(run: Run, writer: list[CheckpointWriter], probe: float) -> Path:
     """Complete a checkpoint, unless another process has taken the run over, and remove old ones by rule."""
-    try:
-        if run.lease:
-            run.lease.check()
-    except UserError:
-        writer.abandon()
-        raise
     state = {
         "step": run.step,
         "skipped": run.skipped,
@@ -124,8 +148,11 @@ def _finish(run: Run, writer: CheckpointWriter, probe: float) -> Path:
         "loss_scale": engines.loss_scale(run.engine),
         **identity(run.recipe, run.objective),
     }
-    path = writer.finish(state)
-    write_run_manifest(run.folder, state)
+    with _or_nothing(run, writer):
+        if run.lease:
+            run.lease.check()
+        write_run_manifest(run.folder, state)  # before `latest`: a disk that is full here must leave the step unsaved
+        path = writer[0].finish(state)
     keep = run.recipe.checkpoint
     prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
     return path

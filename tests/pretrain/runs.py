@@ -1,5 +1,7 @@
 """Whole runs as cases for the distributed harness."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +13,10 @@ from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
 from pretrain.recipe import load_recipe
+from pretrain.run import Run
+from pretrain.saver import Saver
 from pretrain.train import train
+from tests.data.common.small_disk import room
 from tests.ranks import Ranks
 
 ZERO_3_WITHOUT_THRESHOLDS = {
@@ -65,6 +70,23 @@ def refused_case(chosen: list[str]) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def filled_case(chosen: list[str], disk: Path, step: int, pages: int) -> tuple[str, str]:
+    """A run whose disk has room for so many pages while it saves this step: what it printed, and its mistake or ""."""
+    save, printed = Saver._save, io.StringIO()
+
+    def filled(self: Saver, run: Run) -> None:
+        with room(disk, pages) if run.step == step and run.rank == 0 else contextlib.nullcontext():
+            save(self, run)
+
+    Saver._save = filled  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stdout(printed):
+            mistake = refused_case(chosen)
+        return printed.getvalue(), mistake
+    finally:
+        Saver._save = save  # type: ignore[method-assign]
 
 
 def metrics(run: Path, name: str) -> dict[int, Any]:
