@@ -31,7 +31,7 @@ def is_full(error: BaseException | None) -> bool:
 
 def disk_full(place: Path, what: str, advice: str = RUN_AGAIN) -> DiskFull:
     """The error that says how much room the disk of `place` has, which need not exist."""
-    place = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+    place = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists()).resolve()
     disk = next(each for each in (place, *place.parents) if each.is_mount())
     free = shutil.disk_usage(place).free
     return DiskFull(f"{what}: cannot be written, the disk {disk} is full ({free / 1e6:,.1f} MB free); {advice}")
