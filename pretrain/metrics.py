@@ -1,7 +1,10 @@
 """What a run reports: `metrics.jsonl`, TensorBoard and the progress line. Only rank 0 reports."""
 
+import io
 import json
 import math
+import os
+import socket
 import statistics
 import sys
 import time
@@ -11,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from data.common.disk import disk_full, disk_full_named, is_full
 from data.common.files import whole_file
 from pretrain.run import Observer, Run
 
@@ -26,26 +32,74 @@ def peak_flops() -> float | None:
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 
 
+class Appended:
+    """A file that grows. Bytes that a full disk does not take are kept and come first the next time.
+
+    So a line that was cut short is completed, and nothing is lost while the process lives.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._stream, self._left = path, path.open("ab", buffering=0), b""
+
+    def write(self, content: bytes) -> bool:
+        """Append; whether all of it is on the disk, which may be full."""
+        self._left += content
+        try:
+            while self._left:
+                self._left = self._left[self._stream.write(self._left) :]
+        except OSError as error:
+            if not is_full(error):
+                raise
+        return not self._left
+
+    def close(self) -> None:
+        """Write what is left, if there is room now, and close the file."""
+        self.write(b"")
+        self._stream.close()
+
+
+def event_record(**fields: Any) -> bytes:
+    """An event as TensorBoard's files hold it. Its own writer is a thread, which a full disk ends for good."""
+    record = io.BytesIO()
+    RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
+    return record.getvalue()
+
+
 class Metrics:
-    """The record of a run. A resumed run drops what was recorded after its checkpoint."""
+    """The record of a run. A resumed run drops what was recorded after its checkpoint.
+
+    A full disk is said once, and the run goes on; see `Appended`.
+    """
 
     def __init__(self, run: Path, start_step: int, steps: int) -> None:
-        self._path, self._steps = run / "metrics.jsonl", steps
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
-        with whole_file(self._path) as stream:
-            stream.write("".join(kept if start_step else []).encode())
-        self._stream = self._path.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
-        self._terminal = sys.stdout.isatty()
+        path, self._steps = run / "metrics.jsonl", steps
+        with disk_full_named(run, str(path)):
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
+            with whole_file(path) as stream:
+                stream.write("".join(kept if start_step else []).encode())
+            (run / "tensorboard").mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+            self._lines, self._events = Appended(path), Appended(run / "tensorboard" / name)
+        self._full, self._terminal = False, sys.stdout.isatty()
         self._started, self._start_step = time.monotonic(), start_step
+        first = start_step + 1 if start_step else 0  # TensorBoard hides what earlier files hold from this step on
+        session = event_record(step=first, session_log=SessionLog(status=SessionLog.START))
+        self._append(start_step, b"", event_record(file_version="brain.Event:2") + session)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Record the values of a step. TensorBoard groups names by the part before the slash."""
-        self._stream.write(json.dumps({"step": step, **values}) + "\n")
-        self._stream.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        line = json.dumps({"step": step, **values}) + "\n"
+        self._append(step, line.encode(), event_record(step=step, summary=summary))
+
+    def _append(self, step: int, line: bytes, event: bytes) -> None:
+        """Append to both files. Warn if a disk is full that was not before."""
+        full = [file.path for file, content in ((self._lines, line), (self._events, event)) if not file.write(content)]
+        if full and not self._full:
+            fault = disk_full(full[0], str(full[0]), "make room")
+            self.line(step, f"warning: {fault}; the run goes on")
+        self._full = bool(full)
 
     def line(self, step: int, text: str, passing: bool = False) -> None:
         """Print a line of progress. On a terminal, a passing line is overwritten by the next one."""
@@ -54,15 +108,19 @@ class Metrics:
         hours, seconds = divmod(int(left), 3600)
         clock = f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"
         text = f"step {step}/{self._steps}  {text}" + (f"  left {clock}" if passing and step > self._start_step else "")
-        if self._terminal:
-            print(f"\r\x1b[2K{text}", end="" if passing else "\n", flush=True)
-        else:
-            print(text, flush=True)
+        try:
+            if self._terminal:
+                print(f"\r\x1b[2K{text}", end="" if passing else "\n", flush=True)
+            else:
+                print(text, flush=True)
+        except OSError as error:  # the output goes into a file on a full disk
+            if not is_full(error):
+                raise
 
     def close(self) -> None:
         """Flush everything."""
-        self._stream.close()
-        self._board.close()
+        self._lines.close()
+        self._events.close()
 
 
 class Reporter(Observer):

@@ -1,10 +1,9 @@
 """The folder of a run: what belongs in it, and how it is recognised, so that no other folder is written into."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from data.common.files import MANIFEST, UserError, read_json, write_json
+from data.common.files import MANIFEST, UserError, read_json, whole_file, write_json
 from pretrain.recipe import load_recipe
 
 VERSION = 1
@@ -54,7 +53,8 @@ def begin_run_folder(folder: Path, record: dict[str, Any], tokenizer: Path) -> N
     for source in tokenizer.iterdir():
         target = folder / "tokenizer" / source.name
         if not target.is_file() or target.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, target)  # not its mode: the shards may be read-only
+            with whole_file(target) as stream:  # without its mode: the shards may be read-only
+                stream.write(source.read_bytes())
 
 
 def write_run_manifest(folder: Path, record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,16 @@ import torch.distributed as dist
 from data.common.disk import disk_full_named
 from data.common.errors import DiskFull, UserError
 from pretrain import engine as engines
-from pretrain.checkpoint import CheckpointWriter, Diverged, identity, newest_checkpoint, prune, read_state, space_fault
+from pretrain.checkpoint import (
+    CheckpointWriter,
+    Diverged,
+    identity,
+    newest_checkpoint,
+    pointed_at,
+    prune,
+    read_state,
+    space_fault,
+)
 from pretrain.evaluate import Evaluator, probe_loss
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
@@ -35,17 +45,17 @@ PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 def on_rank_0(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call the function on rank 0 and return its result on every rank.
 
-    Its UserError is raised on every rank too, so that no rank waits for one that has left.
+    Its UserError or DiskFull is raised on every rank too, so that no rank waits for one that has left.
     """
-    box: list[Any] = [None, ""]
+    box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             box[0] = function(*arguments)
         except UserError as error:
-            box[1] = str(error)
+            box[1] = DiskFull(str(error)) if isinstance(error, DiskFull) else UserError(str(error))
     dist.broadcast_object_list(box)
     if box[1]:
-        raise UserError(box[1])
+        raise box[1]
     return box[0]
 
 
@@ -139,12 +149,12 @@ class Saver(Observer):
         if not math.isfinite(probe):
             raise Diverged(run.folder, run.step, f"the held-out loss is {probe}")
         begun = time.monotonic()
-        fault = on_rank_0(space_fault, run.folder, run.objective.config, run.optimizer.state_names, run.ranks)
-        if fault:
-            self._disk_is_full(run, fault)
-            return
         writer = CheckpointWriter(run.folder, run.step)
-        on_rank_0(writer.begin)
+        try:
+            on_rank_0(_begin, run, writer)
+        except DiskFull as error:
+            self._disk_is_full(run, str(error))
+            return
         kinds = ("model", *run.optimizer.state_names)
         shares = {kind: list(engines.own_fragments(run.engine, run.optimizer, kind)) for kind in kinds}
         if background:
@@ -224,8 +234,22 @@ class Saver(Observer):
 
     def _disk_is_full(self, run: Run, fault: str) -> None:
         if run.ending:
-            raise UserError(f"{fault}; step {run.step} is not saved, {run.folder / 'latest'} names the last checkpoint")
+            newest = pointed_at(run.folder)
+            kept = f"{run.folder / 'latest'} names {newest}" if newest else "there is no checkpoint"
+            raise UserError(f"{fault}; step {run.step} is not saved, {kept}")
         self._reporter.say(run, f"warning: no checkpoint: {fault}")
+
+
+def _begin(run: Run, writer: CheckpointWriter) -> None:
+    """Make the hidden folder, if the disk has room for the checkpoint; DiskFull otherwise."""
+    if fault := space_fault(run.folder, run.objective.config, run.optimizer.state_names, run.ranks):
+        raise DiskFull(fault)
+    with _disk_full_named(run):
+        writer.begin()
+
+
+def _disk_full_named(run: Run) -> AbstractContextManager[None]:
+    return disk_full_named(run.folder, str(run.folder / "checkpoints"), "make room")
 
 
 def _write_share(run: Run, writer: CheckpointWriter, shares: dict[str, list[Fragment]], layout: Layout) -> None:
@@ -234,7 +258,7 @@ def _write_share(run: Run, writer: CheckpointWriter, shares: dict[str, list[Frag
         if name := first_not_finite(share):
             raise Diverged(run.folder, writer.step, f"{kind} {name} holds numbers that are not finite")
     if run.rank:
-        with disk_full_named(run.folder, str(run.folder)):
+        with _disk_full_named(run):
             for kind, share in shares.items():
                 write_share(writer.share(run.rank, kind), layout.pieces(share))
 
@@ -253,17 +277,17 @@ def _merge(run: Run, pending: Pending, layout: Layout) -> tuple[Path, float]:
     Returns its folder, and the seconds that reading it back took.
     """
     writer, states = pending.writer, run.optimizer.states
-    with disk_full_named(run.folder, str(run.folder)):
+    with _disk_full_named(run):
         for kind, share in pending.shares.items():
             names = [name for name in states if kind == "model" or kind in states[name]]
             writer.add(kind, layout.shapes(names), layout.pieces(share), run.ranks)
             share.clear()
         if run.lease:
             run.lease.check()
+        write_run_manifest(run.folder, pending.state)  # before `latest`: if the disk is full here, nothing is saved
         verifying = time.monotonic()
         path = writer.finish(pending.state)
         verify_seconds = time.monotonic() - verifying
-        write_run_manifest(run.folder, pending.state)
     keep = run.recipe.checkpoint
     prune(run.folder, keep.keep_last, keep.keep_every_steps, keep.keep_best)
     return path, verify_seconds

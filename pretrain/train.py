@@ -19,6 +19,7 @@ if __name__ == "__main__" and __package__ is None:  # `deepspeed pretrain/train.
 import torch
 import torch.distributed as dist
 
+from data.common.disk import disk_full_named
 from data.common.files import UserError
 from data.common.lease import Lease, hold
 from pretrain import ERROR_FILE
@@ -27,7 +28,7 @@ from pretrain.checkpoint import Diverged, check_state, identity, read_weights, s
 from pretrain.evaluate import Evaluator
 from pretrain.interrupt import REASONS, StopRequest
 from pretrain.metrics import Reporter
-from pretrain.objective import make_objective
+from pretrain.objective import Objective, make_objective
 from pretrain.recipe import Recipe, load_recipe, write_recipe
 from pretrain.run import Observer, Run
 from pretrain.run_folder import begin_run_folder, check_run_folder
@@ -67,7 +68,7 @@ def train(recipe: Recipe) -> Run:
     """
     device = engines.init_distributed()
     with ExitStack() as stack:
-        lease = on_rank_0(lambda: stack.enter_context(hold(Path(recipe.train.run))))
+        lease = on_rank_0(held, Path(recipe.train.run), stack)
         run = build(recipe, device, lease)
         if run.ending:  # nothing is left to do, so nothing is written
             if run.rank == 0:
@@ -75,6 +76,12 @@ def train(recipe: Recipe) -> Run:
                 print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
             return run
         return loop(run)
+
+
+def held(folder: Path, stack: ExitStack) -> Lease:
+    """The lease of a run's folder, held until the stack ends. DiskFull if the disk has no room for it."""
+    with disk_full_named(folder, str(folder)):
+        return stack.enter_context(hold(folder))
 
 
 def loop(run: Run) -> Run:
@@ -129,10 +136,8 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
         engines.restore_state(engine, optimizer, read, batch, updates, device)
         engines.restore_loss_scale(engine, state["loss_scale"])
     step = state.get("step", 0)
-    if rank == 0 and step < recipe.train.steps:
-        warn_of_rate_change(recipe, folder, step)
-        begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
-        write_recipe(recipe, folder / "recipe.toml")
+    if step < recipe.train.steps:
+        on_rank_0(begin, recipe, objective, step)
     same_data = resumed and state["data"] == objective.identity()
     return Run(
         recipe=recipe,
@@ -151,6 +156,15 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
         best=state.get("best", {}),
         recorded_probe=state["probe"] if same_data else {},
     )
+
+
+def begin(recipe: Recipe, objective: Objective, step: int) -> None:
+    """Write what a run's folder holds from the start. Raises DiskFull."""
+    folder = Path(recipe.train.run)
+    warn_of_rate_change(recipe, folder, step)
+    with disk_full_named(folder, str(folder)):
+        begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
+        write_recipe(recipe, folder / "recipe.toml")
 
 
 def warn_of_rate_change(recipe: Recipe, folder: Path, step: int) -> None:

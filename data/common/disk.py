@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.common.errors import DiskFull, UserError
 
+RUN_AGAIN = "make room, then run the same command again"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over `ulimit -f`
 # Libraries pass the system's reason on as text: pyarrow, safetensors, numpy (which tells no reason) and torch.
 MESSAGES = re.compile(
@@ -28,19 +29,16 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def disk_full(place: Path, what: str) -> DiskFull:
+def disk_full(place: Path, what: str, advice: str = RUN_AGAIN) -> DiskFull:
     """The error that says how much room the disk of `place` has, which need not exist."""
-    place = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+    place = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists()).resolve()
     disk = next(each for each in (place, *place.parents) if each.is_mount())
     free = shutil.disk_usage(place).free
-    return DiskFull(
-        f"{what}: cannot be written, the disk {disk} is full ({free / 1e6:,.1f} MB free); make room, then run the same"
-        " command again"
-    )
+    return DiskFull(f"{what}: cannot be written, the disk {disk} is full ({free / 1e6:,.1f} MB free); {advice}")
 
 
 @contextmanager
-def disk_full_named(place: Path, what: str) -> Iterator[None]:
+def disk_full_named(place: Path, what: str, advice: str = RUN_AGAIN) -> Iterator[None]:
     """In the block, an error that says that a disk is full becomes DiskFull. place: below it the block writes."""
     try:
         yield
@@ -49,4 +47,4 @@ def disk_full_named(place: Path, what: str) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        raise disk_full(place, what) from None
+        raise disk_full(place, what, advice) from None

@@ -171,6 +171,8 @@ def read_excluded(settings: FilterSettings) -> np.ndarray:
 
 def read_pmids(path: Path) -> list[int]:
     """PMIDs from a file with one on each line. UserError names the file, and the line if it is not a PMID."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"corpus.exclude_pmids = {str(path)!r}: is no file (a folder, or a special file)")
     try:
         lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:

@@ -51,6 +51,17 @@ biogpt-pretrain on titles and abstracts in PubMed's format.
 A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside a text was
 plain text; transformers' tokenizer reads it as the special token.{longer}
 
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "hf"  # the folder of this card
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+output = model.generate(**tokenizer("The role of", return_tensors="pt"), max_new_tokens=20)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```
+
+`pipeline("text-generation")` decodes the continuation alone, so it joins the first new word to the prompt.
+
 ```json
 {settings}
 ```

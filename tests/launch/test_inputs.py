@@ -49,8 +49,9 @@ def test_special_files_are_named(
     os.mkfifo(tmp_path / "raw" / "pubmed26n0002.xml.gz")
     said = mistake(["corpus", str(tmp_path / "raw"), "--out", out], capsys, monkeypatch)
     assert "pubmed26n0002.xml.gz: is no file" in said
-    pipe = str(tmp_path / "pipe")
+    pipe, sample = str(tmp_path / "pipe"), str(tmp_path / "raw" / "pubmed26n0001.xml")
     for arguments in (
+        ["corpus", sample, f"corpus.exclude_pmids={pipe}", "--out", out],
         ["tokenizer", pipe, "--out", out],
         ["tokenizer", "--from-biogpt", pipe, "--out", out],
         ["shards", pipe, "--tokenizer", pipe, "--out", out],
@@ -58,6 +59,8 @@ def test_special_files_are_named(
         ["export", pipe, "--out", out],
     ):
         assert pipe in mistake(arguments, capsys, monkeypatch)
+    said = mistake(["corpus", sample, "corpus.exclude_pmids=/dev", "--out", out], capsys, monkeypatch)
+    assert "corpus.exclude_pmids = '/dev': is no file" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "pipe.xml", "raw"]
 
 

@@ -1,5 +1,7 @@
 """Whole runs as cases for the distributed harness."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +14,14 @@ from data.common.files import UserError
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
+from pretrain import saver
 from pretrain.checkpoint import CheckpointWriter
 from pretrain.recipe import load_recipe
+from pretrain.run import Run
+from pretrain.saver import Saver
 from pretrain.tensor_file import Piece
 from pretrain.train import train
+from tests.data.common.small_disk import room
 from tests.ranks import Ranks
 
 ZERO_3_WITHOUT_THRESHOLDS = {
@@ -69,6 +75,27 @@ def refused_case(chosen: list[str]) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def filled_case(chosen: list[str], disk: Path, step: int, pages: int) -> tuple[str, str]:
+    """A run whose disk has room for so many pages while it saves this step: what it printed, and its mistake or ""."""
+    save, look, printed = Saver._save, saver.space_fault, io.StringIO()
+
+    def filled(self: Saver, run: Run, probe: float, background: bool) -> None:
+        if run.step != step:
+            return save(self, run, probe, background)
+        saver.space_fault = lambda *_: ""  # there was room when it looked
+        with room(disk, pages) if run.rank == 0 else contextlib.nullcontext():
+            save(self, run, probe, background)
+            self._wait(run)
+
+    Saver._save = filled  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stdout(printed):
+            mistake = refused_case(chosen)
+        return printed.getvalue(), mistake
+    finally:
+        Saver._save, saver.space_fault = save, look  # type: ignore[method-assign]
 
 
 def metrics(run: Path, name: str) -> dict[int, Any]:

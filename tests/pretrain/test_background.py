@@ -77,7 +77,7 @@ def full_disk_case(chosen: list[str], rank: str, failures: int) -> str:
     def full(*arguments: Any) -> Any:
         left[0] -= 1
         if left[0] >= 0:
-            with saver.disk_full_named(Path("/"), "run"):
+            with saver.disk_full_named(Path("/"), "run", "make room"):
                 raise OSError(errno.ENOSPC, "No space left on device")
         return write(*arguments)
 

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pretrain.metrics import Metrics, Reporter, spike_bound
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
+from tests.data.common.small_disk import room, small_disk
 
 
 def test_flops_of_biogpt_are_the_published_figure() -> None:
@@ -49,6 +50,38 @@ def test_a_new_run_in_an_old_folder_starts_an_empty_record(tmp_path: Path) -> No
         metrics.write(0, {"validation/loss": 9.0})
         metrics.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("full", ["both", "metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_said_once_and_the_record_is_whole_when_there_is_room(
+    full: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk takes a part of a line of 700 bytes, and the rest of it comes first when there is room."""
+    with small_disk(tmp_path / "disk") as disk:
+        run = tmp_path / "run" if full == "tensorboard" else disk / "run"
+        board = tmp_path / "board" if full == "metrics.jsonl" else disk / "board"
+        run.mkdir()
+        board.mkdir()
+        (run / "tensorboard").symlink_to(board)
+        values = {f"{'x' * 60}/{number}": 0.0 for number in range(9)}
+        metrics = Metrics(run, 0, 99)
+
+        def write(steps: range) -> None:
+            for step in steps:
+                metrics.write(step, {"train/loss": float(step), **values})
+
+        write(range(1, 10))
+        with room(disk, 1):
+            write(range(10, 30))
+            cut = (run / "metrics.jsonl").read_bytes()
+        write(range(30, 40))
+        metrics.close()
+        said = capsys.readouterr().out
+        assert said.count("warning") == 1 and f"the disk {disk} is full (" in said and "; the run goes on" in said
+        assert cut.endswith(b"\n") == (full == "tensorboard")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 40))
+        assert curve(run) == [(step, float(step)) for step in range(1, 40)]
 
 
 def test_progress_lines_are_plain_where_there_is_no_terminal(

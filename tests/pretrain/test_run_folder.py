@@ -13,6 +13,7 @@ import pytest
 import pretrain.train
 from data.common.files import UserError, read_json, read_manifest, verify_files
 from pretrain.run_folder import check_run_folder
+from tests.data.common.small_disk import room, small_disk
 from tests.golden.observe import describe
 from tests.pretrain.runs import metrics, refused_case, run_case, settings
 from tests.ranks import Ranks
@@ -140,3 +141,29 @@ def test_a_run_that_was_taken_over_writes_no_checkpoint(one_rank: Ranks, sample_
     said = one_rank.run(taken_over_case, chosen, tmp_path / ".run.lease")[0]
     assert "was taken over by process 1 on elsewhere" in said
     assert not (tmp_path / "run" / "latest").exists() and not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("pages", [0, 1, pytest.param(2, marks=pytest.mark.slow), 4, 6])
+def test_a_full_disk_at_the_start_is_one_line_and_nothing_is_half_written(
+    pages: int, one_rank: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """A quota or a shortage of inodes, which the look for a checkpoint's room beforehand does not see."""
+    with small_disk(tmp_path / "disk") as disk:
+        chosen = settings(sample_folder / "shards", disk / "run", *MORE)
+        said = one_rank.run(started_on_a_full_disk_case, chosen, disk, pages)[0]
+        assert f"cannot be written, the disk {disk} is full (" in said and "\n" not in said
+        left = {path for path in disk.rglob("*") if path.is_file()}
+        tokenizer = {disk / "run" / "tokenizer" / path.name: path for path in (sample_folder / "tokenizer").iterdir()}
+        assert all(path.read_bytes() == tokenizer[path].read_bytes() for path in left & tokenizer.keys())
+        assert not any(".partial" in path.name or path.name.endswith(".lease") for path in left)
+        assert one_rank.run(run_case, chosen) == [2]
+
+
+def started_on_a_full_disk_case(chosen: list[str], disk: Path, pages: int) -> str:
+    """The mistake that a run names whose disk has room for so many pages, though it seems to have more."""
+    find, pretrain.train.space_fault = pretrain.train.space_fault, lambda *_: ""
+    try:
+        with room(disk, pages):
+            return refused_case(chosen)
+    finally:
+        pretrain.train.space_fault = find

@@ -16,7 +16,9 @@ from data.common.files import UserError, seal, write_json
 from launch.cli import app
 from pretrain.checkpoint import list_checkpoints, newest_checkpoint, prune, step_of
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import metrics, refused_case, run_case, settings, write_checkpoint
+from tests.data.common.small_disk import small_disk
+from tests.data.corpora import content
+from tests.pretrain.runs import filled_case, metrics, refused_case, run_case, settings, write_checkpoint
 from tests.ranks import Ranks
 
 MORE = ["train.steps=9", "checkpoint.every_steps=3", "checkpoint.keep_last=3", "evaluate.max_blocks=4"]
@@ -151,6 +153,30 @@ def test_a_disk_without_room_is_said_before_and_kept_whole_after(
     said = two_ranks.run(full_disk_case, chosen, 2)
     assert all("step 9 is not saved" in text for text in said)
     assert newest_checkpoint(tmp_path / "some") == (tmp_path / "some" / "checkpoints" / "step-0000003", [])
+
+
+@pytest.mark.parametrize(
+    "pages", [pytest.param(0, marks=pytest.mark.slow), 45, pytest.param(80, marks=pytest.mark.slow), 106]
+)
+def test_a_disk_that_fills_up_while_saving_costs_that_checkpoint_alone(
+    pages: int, run: Path, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """In each of its files. The run goes on; its last step ends in a line, and the rerun in the same bytes."""
+    with small_disk(tmp_path / "disk") as disk:
+        saved = disk / "run" / "checkpoints"
+        chosen = settings(sample_folder / "shards", disk / "run", *MORE)
+        (printed, said), other = two_ranks.run(filled_case, chosen, disk, 6, pages)
+        assert printed.count("warning") == 1 and said == "" and other == ("", "")
+        assert f"{saved}: cannot be written, the disk {disk} is full (" in printed
+        assert sorted(path.name for path in saved.iterdir()) == ["step-0000003", "step-0000009"]
+        shutil.rmtree(disk / "run")
+        ends = two_ranks.run(filled_case, chosen, disk, 9, pages)
+        assert ends[0][1] == ends[1][1] and f"the disk {disk} is full (" in ends[0][1]
+        assert ends[0][1].endswith(f"; step 9 is not saved, {disk}/run/latest names step-0000006")
+        assert sorted(path.name for path in saved.iterdir()) == ["step-0000003", "step-0000006"]
+        assert newest_checkpoint(disk / "run") == (saved / "step-0000006", [])
+        two_ranks.run(run_case, chosen)
+        assert content(saved) == content(run / "checkpoints")
 
 
 def test_other_shards_are_refused_by_name_unless_allowed(

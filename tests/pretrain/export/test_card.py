@@ -1,8 +1,13 @@
 """The model card."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BioGptForCausalLM, BioGptTokenizer, pipeline
 
 from data.common.files import read_manifest
 from pretrain.export.folder import export
@@ -28,3 +33,21 @@ def test_a_tokenizer_longer_than_the_vocabulary_is_said_in_the_card(hf: Path, ru
     path.write_text(json.dumps(content))
     export(tmp_path / "run", tmp_path / "hf")
     assert "`len(tokenizer)` is 2 above the model's vocabulary" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_the_example_of_the_card_continues_its_prompt_with_a_space(
+    hf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers' slow tokenizer says how. A pipeline joins the first word to the prompt, as the card warns."""
+    card = (hf / "README.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(hf.parent)
+    exec(example[0], {})
+    printed = capsys.readouterr().out.rstrip("\n")
+    slow, model = BioGptTokenizer.from_pretrained(hf), BioGptForCausalLM.from_pretrained(hf)
+    ids: Any = model.generate(**slow("The role of", return_tensors="pt"), max_new_tokens=20)
+    assert len(example) == 1 and printed == slow.decode(ids[0], skip_special_tokens=True)
+    continuation = slow.decode(ids[0, slow("The role of", return_tensors="pt")["input_ids"].shape[1] :])
+    print(repr(printed), repr(continuation))
+    joined = pipeline("text-generation", str(hf))("The role of", max_new_tokens=20)[0]["generated_text"]
+    assert printed.startswith("The role of ") and not joined.startswith("The role of ")
