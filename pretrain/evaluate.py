@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.held_out import held_out_loss
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
@@ -11,9 +13,12 @@ from pretrain.run import Observer, Run
 def evaluate_run(run: Run, max_examples: int) -> dict[str, Any]:
     """The held-out loss of a run's weights as they are now. Changes no state of the run."""
     run.engine.eval()
-    return held_out_loss(
-        run.engine, run.objective.held_out(), run.recipe.train.micro_batch_size, run.device, max_examples
-    )
+
+    def stamped(*batch: Tensor) -> Tensor:
+        run.stamp(f"the evaluation at step {run.step}", long=True)
+        return run.engine(*batch)
+
+    return held_out_loss(stamped, run.objective.held_out(), run.recipe.train.micro_batch_size, run.device, max_examples)
 
 
 class Evaluator(Observer):

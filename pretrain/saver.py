@@ -90,6 +90,7 @@ class Saver(Observer):
         probe = evaluate_run(run, PROBE_EXAMPLES)["loss"]
         if not math.isfinite(probe):
             raise Diverged(run.folder, run.step, f"the held-out loss is {probe}")
+        run.stamp(f"the checkpoint of step {run.step}", long=True)
         writer = CheckpointWriter(run.folder, run.step) if run.rank == 0 else None
         for kind in ("model", *run.optimizer.state_names):
             tensors = engines.gather_state(run.engine, run.optimizer, kind)

@@ -32,6 +32,8 @@ from pretrain.run import Observer, Run
 from pretrain.run_folder import begin_run_folder, check_run_folder
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
+from pretrain.stopwatch import Stopwatch
+from pretrain.watchdog import Watchdog
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,7 +82,7 @@ def loop(run: Run) -> Run:
     request = StopRequest(run.folder, run.recipe.train.stop_after_minutes, run.rank)
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
-    observers: list[Observer] = [reporter, evaluator, Saver(reporter, evaluator)]
+    observers: list[Observer] = [Watchdog(run), reporter, evaluator, Saver(reporter, evaluator)]
     try:
         for observer in observers:
             observer.begin(run)
@@ -174,24 +176,27 @@ def update(run: Run, request: StopRequest) -> dict[str, Any]:
     seed_draws(recipe.train.seed, run.step, run.rank)
     engine.train()
     total = torch.zeros((), device=run.device)
-    norm, applied = float("nan"), False
+    norm, applied, own_work = float("nan"), False, Stopwatch(run.device)
     accumulation = engine.gradient_accumulation_steps()
     counted = objective.counted_targets(range(run.step * size, (run.step + 1) * size))
     blocks = f"{run.step * size} to {(run.step + 1) * size - 1}"
     if not counted:
         raise UserError(f"step {run.step + 1}: none of its examples ({blocks}) has a target; check the data")
     for micro_step in range(accumulation):
+        run.stamp(f"step {run.step + 1}, micro-batch {micro_step + 1} of {accumulation}")
         first = run.step * size + (micro_step * run.ranks + run.rank) * micro_batch_size
-        batch = objective.batch(range(first, first + micro_batch_size))
-        loss = engine(*(tensor.to(run.device) for tensor in batch), step=run.step, micro_step=micro_step)
+        with own_work:
+            batch = objective.batch(range(first, first + micro_batch_size))
+            loss = engine(*(tensor.to(run.device) for tensor in batch), step=run.step, micro_step=micro_step)
         total += loss.detach()
         # DeepSpeed averages over ranks and accumulation, so this is the sum over the global batch by its targets.
         engine.backward(loss / (counted / (run.ranks * accumulation)))
         if micro_step < accumulation - 1:
             engine.step()
         else:
+            run.stamp(f"step {run.step + 1}, the update of the weights")
             norm, applied = engines.finish_step(engine)
-    loss, stop = share(total, request.code())
+    loss, stop, rank_seconds = share(total, request.code(), own_work.seconds())
     run.step += 1
     run.stop_reason = REASONS[stop]
     run.skipped += not applied
@@ -207,18 +212,23 @@ def update(run: Run, request: StopRequest) -> dict[str, Any]:
         "applied": applied,
         "blocks": blocks,
         "seconds": time.monotonic() - started,
+        "rank_seconds": rank_seconds,
     }
 
 
-def share(total: torch.Tensor, stop: int) -> tuple[float, int]:
-    """The sum of all ranks' losses, and the first rank's reason to stop: our only all-reduce in a step."""
-    ranks = dist.get_world_size()
-    shared = torch.zeros(1 + ranks, dtype=torch.float64, device=total.device)
+def share(total: torch.Tensor, stop: int, own_seconds: float) -> tuple[float, int, list[float]]:
+    """The sum of all ranks' losses, the first rank's reason to stop, and the seconds of each rank's own work.
+
+    This is our only all-reduce in a step.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    shared = torch.zeros(1 + 2 * ranks, dtype=torch.float64, device=total.device)
     shared[0] = total
-    shared[1 + dist.get_rank()] = stop
+    shared[1 + rank] = stop
+    shared[1 + ranks + rank] = own_seconds
     dist.all_reduce(shared)
-    loss, *requests = shared.tolist()
-    return loss, int(next((request for request in requests if request), 0))
+    loss, *rest = shared.tolist()
+    return loss, int(next((request for request in rest[:ranks] if request), 0)), rest[ranks:]
 
 
 def seed_draws(seed: int, step: int, rank: int) -> None:
