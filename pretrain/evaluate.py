@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.held_out import PROBE_EXAMPLES, HeldOut, held_out_figures, summed_loss
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
@@ -17,7 +19,12 @@ def probe_loss(run: Run) -> float:
 
 def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
     run.engine.eval()
-    return summed_loss(run.engine, held_out, run.recipe.train.micro_batch_size, run.device, examples)
+
+    def stamped(*batch: Tensor) -> Tensor:
+        run.stamp(f"the evaluation at step {run.step}", long=True)
+        return run.engine(*batch)
+
+    return summed_loss(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
 
 
 class Evaluator(Observer):

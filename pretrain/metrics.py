@@ -23,6 +23,7 @@ from data.common.files import whole_file
 from pretrain.run import Observer, Run
 
 SPIKE_WINDOW = 100  # steps
+SLOW_RANK = 1.5  # times the median rank's own work
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
 
@@ -130,6 +131,7 @@ class Reporter(Observer):
         self.metrics = Metrics(run.folder, run.step, run.recipe.train.steps) if run.rank == 0 else None
         self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self._steps, self._seconds = 0, 0.0  # since the last report, without evaluations and checkpoints
+        self._rank_seconds = [0.0] * run.ranks  # since the last report: each rank's own work
 
     def begin(self, run: Run) -> None:
         """Print the first line."""
@@ -154,6 +156,7 @@ class Reporter(Observer):
         """Report every n-th step, and a skipped step or a spike at once."""
         loss = report["loss"]
         self._steps, self._seconds = self._steps + 1, self._seconds + report["seconds"]
+        self._rank_seconds = [sum(pair) for pair in zip(self._rank_seconds, report["rank_seconds"], strict=True)]
         if not report["applied"]:
             self.say(run, f"warning: skipped, a gradient is not finite (blocks {report['blocks']}, loss {loss:.4f})")
         elif len(self._recent) == SPIKE_WINDOW and loss > spike_bound(self._recent):
@@ -165,21 +168,32 @@ class Reporter(Observer):
 
     def _report(self, run: Run, report: dict[str, Any]) -> None:
         speed = self._steps * run.recipe.train.global_batch_tokens / self._seconds
-        self._steps, self._seconds = 0, 0.0
+        ranks = rank_figures([seconds / self._steps for seconds in self._rank_seconds])
+        self._steps, self._seconds, self._rank_seconds = 0, 0.0, [0.0] * run.ranks
         values = {f"train__{name}": report[name] for name in ("loss", "learning_rate", "gradient_norm")}
         values |= {"train__tokens_per_second": speed, "train__skipped_steps": run.skipped}
+        values |= {f"train__{name}": value for name, value in ranks.items()}
         text = f"loss {report['loss']:.4f}  lr {report['learning_rate']:.2e}  {speed:,.0f} tokens/s"
         peak = peak_flops()
         if peak:
             mfu = speed * run.objective.config.flops_per_token(run.recipe.context_length()) / (peak * run.ranks)
             values["train__mfu"] = mfu
             text += f"  MFU {mfu:.1%}"
+        if ranks["rank_seconds_max"] > SLOW_RANK * ranks["rank_seconds_median"]:
+            text += f"  rank {ranks['slowest_rank']} is slow"
         self.say(run, text, passing=not run.ending, **values)
 
     def close(self) -> None:
         """Flush everything."""
         if self.metrics:
             self.metrics.close()
+
+
+def rank_figures(seconds: list[float]) -> dict[str, float]:
+    """The least, median and most seconds of own work that a step takes on a rank, and which rank is the slowest."""
+    most = max(seconds)
+    figures = {"min": min(seconds), "median": statistics.median(seconds), "max": most}
+    return {f"rank_seconds_{name}": value for name, value in figures.items()} | {"slowest_rank": seconds.index(most)}
 
 
 def spike_bound(recent: Iterable[float]) -> float:

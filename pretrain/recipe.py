@@ -82,6 +82,9 @@ class TrainSection(Section):
     """Seed of the initial weights, the order of the data, dropout and layerdrop."""
     stop_after_minutes: Rate = Field(default=0.0, ge=0)
     """Stop with a checkpoint this many minutes after this start. 0 means never."""
+    hang_minutes: Rate = Field(default=5.0, ge=0)
+    """End the run, and name the rank that hangs, if no rank moves for this long and for ten times a usual step. The
+    first step, evaluations and checkpoints get five times that. 0 means never."""
     max_skipped_steps: Steps = Field(default=10, ge=1)
     """End the run, with an explanation, after this many consecutive steps whose gradients are not finite."""
 

@@ -42,11 +42,22 @@ class Run:
     """The evaluation with the lowest loss so far."""
     stop_reason: str = ""
     """Why the run ends before its last step, or ""."""
+    place: str = "the start"
+    """Where this rank stands, in words. Set by `stamp`."""
+    long_place: bool = True
+    """Whether this place may take much longer than a step."""
+    stamps: int = 0
+    """Number of stamps so far. The watchdog sees by it whether this rank moves."""
 
     @property
     def ending(self) -> bool:
         """Whether this was the last step of this process."""
         return self.step >= self.recipe.train.steps or bool(self.stop_reason)
+
+    def stamp(self, place: str, long: bool = False) -> None:
+        """Say where this rank stands now. long: it may stay there for much longer than a step takes."""
+        self.place, self.long_place = place, long
+        self.stamps += 1
 
 
 class Observer:

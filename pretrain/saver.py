@@ -148,6 +148,7 @@ class Saver(Observer):
         """
         if not math.isfinite(probe):
             raise Diverged(run.folder, run.step, f"the held-out loss is {probe}")
+        run.stamp(f"the checkpoint of step {run.step}", long=True)
         begun = time.monotonic()
         writer = CheckpointWriter(run.folder, run.step)
         try:
@@ -177,12 +178,13 @@ class Saver(Observer):
     def _wait(self, run: Run) -> None:
         """Wait until no checkpoint is pending."""
         while self._pending:
+            run.stamp(f"the checkpoint of step {self._pending.writer.step}", long=True)
             wait([self._pending.work])
-            codes = [0] * run.ranks
+            codes = [0.0] * run.ranks
             dist.all_gather_object(codes, self.code())
             self._advance(run, codes)
 
-    def _advance(self, run: Run, codes: list[int]) -> None:
+    def _advance(self, run: Run, codes: list[float]) -> None:
         """Take the pending checkpoint's next step, which is the same on every rank. codes: of all ranks."""
         pending = self._pending
         assert pending

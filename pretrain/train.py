@@ -34,7 +34,9 @@ from pretrain.run import Observer, Run
 from pretrain.run_folder import begin_run_folder, check_run_folder
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
+from pretrain.stopwatch import Stopwatch
 from pretrain.tensor_file import Fragment, Layout, read_fragments
+from pretrain.watchdog import Watchdog
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,7 +92,7 @@ def loop(run: Run) -> Run:
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
     saver = Saver(run, reporter, evaluator)
-    observers: list[Observer] = [reporter, evaluator, saver]
+    observers: list[Observer] = [Watchdog(run), reporter, evaluator, saver]
     try:
         for observer in observers:
             observer.begin(run)
@@ -197,27 +199,30 @@ def update(run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int]
     seed_draws(recipe.train.seed, run.step, run.rank)
     engine.train()
     total = torch.zeros((), device=run.device)
-    norm, applied = float("nan"), False
+    norm, applied, own_work = float("nan"), False, Stopwatch(run.device)
     accumulation = engine.gradient_accumulation_steps()
     counted = objective.counted_targets(range(run.step * size, (run.step + 1) * size))
     blocks = f"{run.step * size} to {(run.step + 1) * size - 1}"
     if not counted:
         raise UserError(f"step {run.step + 1}: none of its examples ({blocks}) has a target; check the data")
     for micro_step in range(accumulation):
+        run.stamp(f"step {run.step + 1}, micro-batch {micro_step + 1} of {accumulation}")
         first = run.step * size + (micro_step * run.ranks + run.rank) * micro_batch_size
-        batch = objective.batch(range(first, first + micro_batch_size))
-        loss = engine(*(tensor.to(run.device) for tensor in batch), step=run.step, micro_step=micro_step)
+        with own_work:
+            batch = objective.batch(range(first, first + micro_batch_size))
+            loss = engine(*(tensor.to(run.device) for tensor in batch), step=run.step, micro_step=micro_step)
         total += loss.detach()
         # DeepSpeed averages over ranks and accumulation, so this is the sum over the global batch by its targets.
         engine.backward(loss / (counted / (run.ranks * accumulation)))
         if micro_step < accumulation - 1:
             engine.step()
         else:
+            run.stamp(f"step {run.step + 1}, the update of the weights")
             norm, applied = engines.finish_step(engine)
-    loss, told = share(total, [stop_code(), saver_code()])
-    stop_codes, saver_codes = told
+    loss, told = share(total, [stop_code(), saver_code(), own_work.seconds()])
+    stop_codes, saver_codes, rank_seconds = told
     run.step += 1
-    run.stop_reason = REASONS[next((code for code in stop_codes if code), 0)]
+    run.stop_reason = REASONS[int(next((code for code in stop_codes if code), 0))]
     run.skipped += not applied
     run.skipped_in_a_row = 0 if applied else run.skipped_in_a_row + 1
     if run.skipped_in_a_row == recipe.train.max_skipped_steps:
@@ -232,18 +237,23 @@ def update(run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int]
         "blocks": blocks,
         "seconds": time.monotonic() - started,
         "saver_codes": saver_codes,
+        "rank_seconds": rank_seconds,
     }
 
 
-def share(total: torch.Tensor, codes: list[int]) -> tuple[float, list[list[int]]]:
-    """The sum of all ranks' losses, and for each code the codes of all ranks: our only all-reduce in a step."""
+def share(total: torch.Tensor, own: list[float]) -> tuple[float, list[list[float]]]:
+    """The sum of all ranks' losses, and for each of our own numbers those of all ranks.
+
+    This is our only all-reduce in a step.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    shared = torch.zeros(1 + ranks * len(codes), dtype=torch.float64, device=total.device)
+    shared = torch.zeros(1 + ranks * len(own), dtype=torch.float64)
+    shared[1 + rank :: ranks] = torch.tensor(own, dtype=torch.float64)
+    shared = shared.to(total.device)
     shared[0] = total
-    shared[1 + rank :: ranks] = torch.tensor(codes, dtype=torch.float64)
     dist.all_reduce(shared)
     loss, *told = shared.tolist()
-    return loss, [[int(code) for code in told[first : first + ranks]] for first in range(0, len(told), ranks)]
+    return loss, [told[first : first + ranks] for first in range(0, len(told), ranks)]
 
 
 def seed_draws(seed: int, step: int, rank: int) -> None:

@@ -2,77 +2,20 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pretrain.checkpoint import newest_checkpoint, read_state
+from pretrain.checkpoint import newest_checkpoint
 from pretrain.recipe import load_recipe
 from pretrain.train import train
 from tests.pretrain.runs import metrics, run_case, settings
+from tests.pretrain.started import BIOGPT, TORCHRUN, Started
 from tests.ranks import Ranks
 
-BIN = Path(sys.executable).parent
 MANY = ["train.steps=100000", "evaluate.max_blocks=2", "checkpoint.every_steps=100000"]
-
-
-class Started:
-    """A run of two ranks by a launcher of its own, ended with the test."""
-
-    def __init__(self, launcher: list[str], folder: Path, shards: Path, *more: str) -> None:
-        self.run = folder / "run"
-        self.process = subprocess.Popen(
-            [*launcher, *settings(shards, self.run, *more)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.output()
-            if (self.run / "metrics.jsonl").exists() and max(metrics(self.run, "train/loss"), default=0) >= step:
-                return
-            time.sleep(0.05)
-        raise AssertionError("the run does not move")
-
-    def ranks(self) -> list[psutil.Process]:
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if "RANK" in process.environ() and "pretrain.train" in process.cmdline()]
-
-    def end(self, timeout: float = 60) -> int:
-        return self.process.wait(timeout)
-
-    def output(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.read()
-
-    def saved_step(self) -> int:
-        checkpoint, faults = newest_checkpoint(self.run)
-        assert checkpoint and not faults
-        return read_state(checkpoint)["step"]
-
-    def last_step(self) -> int:
-        return max(metrics(self.run, "train/loss"))
-
-
-TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "-m", "pretrain.train", "tiny"]
-BIOGPT = [str(BIN / "biogpt"), "train", "tiny", "--ranks", "2"]
-
-
-@pytest.fixture
-def started(tmp_path: Path, sample_folder: Path) -> Iterator[list[Started]]:
-    """Runs that the test starts; whatever is left of them is killed."""
-    runs: list[Started] = []
-    yield runs
-    for run in runs:
-        if run.process.poll() is None:
-            for process in psutil.Process(run.process.pid).children(recursive=True):
-                process.kill()
-            run.process.kill()
 
 
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_exit_0(

@@ -3,16 +3,21 @@
 import contextlib
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.metrics import Metrics, Reporter, spike_bound
+from pretrain.metrics import Metrics, Reporter, rank_figures, spike_bound
+from pretrain.objective import NextToken
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 from tests.data.common.small_disk import room, small_disk
+from tests.pretrain.runs import metrics, run_case, settings
+from tests.ranks import Ranks
 
 
 def test_flops_of_biogpt_are_the_published_figure() -> None:
@@ -46,9 +51,9 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) ->
 def test_a_new_run_in_an_old_folder_starts_an_empty_record(tmp_path: Path) -> None:
     """A run killed before its first checkpoint begins again."""
     for _ in range(2):
-        metrics = Metrics(tmp_path, 0, 10)
-        metrics.write(0, {"validation/loss": 9.0})
-        metrics.close()
+        record = Metrics(tmp_path, 0, 10)
+        record.write(0, {"validation/loss": 9.0})
+        record.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
@@ -87,9 +92,9 @@ def test_a_full_disk_is_said_once_and_the_record_is_whole_when_there_is_room(
 def test_progress_lines_are_plain_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = Metrics(tmp_path, 0, 10)
-    metrics.line(5, "loss 1.0", passing=True)
-    metrics.close()
+    record = Metrics(tmp_path, 0, 10)
+    record.line(5, "loss 1.0", passing=True)
+    record.close()
     out = capsys.readouterr().out
     assert out.startswith("step 5/10  loss 1.0") and "\x1b" not in out and out.endswith("\n")
 
@@ -107,7 +112,9 @@ def observed(tmp_path: Path, losses: list[float]) -> str:
     with contextlib.redirect_stdout(said):
         for loss in losses:
             run.step += 1
-            reporter.after_step(run, {"loss": loss, "applied": True, "blocks": "", "seconds": 1.0})
+            reporter.after_step(
+                run, {"loss": loss, "applied": True, "blocks": "", "seconds": 1.0, "rank_seconds": [1.0]}
+            )
     reporter.close()
     return said.getvalue()
 
@@ -124,3 +131,37 @@ def test_a_spike_stands_out_of_what_is_usual() -> None:
     assert max(usual) < spike_bound(usual) < 5.2
     noisy = [5.0 + 0.2 * (-1) ** step for step in range(100)]
     assert spike_bound(noisy) > 6.0
+
+
+def test_the_slowest_rank_is_the_one_with_the_most_seconds() -> None:
+    found = rank_figures([0.3, 0.1, 0.9, 0.2])
+    assert found == {
+        "rank_seconds_min": 0.1,
+        "rank_seconds_median": pytest.approx(0.25),
+        "rank_seconds_max": 0.9,
+        "slowest_rank": 2,
+    }
+
+
+def slow_data_case(chosen: list[str]) -> None:
+    """Rank 1 waits 0.1 s for each of its batches."""
+    original = NextToken.batch
+
+    def batch(objective: NextToken, numbers: range) -> Any:
+        time.sleep(0.1 * dist.get_rank())
+        return original(objective, numbers)
+
+    NextToken.batch = batch
+    try:
+        run_case(chosen)
+    finally:
+        NextToken.batch = original
+
+
+def test_a_rank_with_slow_data_is_named(two_ranks: Ranks, tmp_path: Path, sample_folder: Path) -> None:
+    """Rank 0 waits for it in each step, and is not called slow for that."""
+    steps = ["train.steps=4", "evaluate.max_blocks=2", "deepspeed.stage=2"]
+    two_ranks.run(slow_data_case, settings(sample_folder / "shards", tmp_path / "run", *steps))
+    assert set(metrics(tmp_path / "run", "train/slowest_rank").values()) == {1}
+    most, least = (metrics(tmp_path / "run", f"train/rank_seconds_{name}") for name in ("max", "min"))
+    assert all(most[step] > 0.2 > least[step] for step in (2, 3, 4))  # two micro-batches a step; the first is warm-up
