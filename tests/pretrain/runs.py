@@ -15,7 +15,9 @@ from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
 from pretrain import saver
+from pretrain import train as loop
 from pretrain.checkpoint import CheckpointWriter
+from pretrain.metrics import Appended
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 from pretrain.saver import Saver
@@ -96,6 +98,34 @@ def filled_case(chosen: list[str], disk: Path, step: int, pages: int) -> tuple[s
         return printed.getvalue(), mistake
     finally:
         Saver._save, saver.space_fault = save, look  # type: ignore[method-assign]
+
+
+def reported_case(chosen: list[str], disk: Path, name: str, writes: int) -> str:
+    """What a run prints whose disk is full at the first writes of one of the files that report it."""
+    write, left, printed = Appended.write, [writes], io.StringIO()
+
+    def filled(self: Appended, content: bytes) -> bool:
+        left[0] -= name in self.path.name
+        with room(disk, 0) if name in self.path.name and left[0] >= 0 else contextlib.nullcontext():
+            return write(self, content)
+
+    Appended.write = filled  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stdout(printed):
+            run_case(chosen)
+    finally:
+        Appended.write = write  # type: ignore[method-assign]
+    return printed.getvalue()
+
+
+def started_on_a_full_disk_case(chosen: list[str], disk: Path, pages: int) -> str:
+    """The mistake that a run names whose disk has room for so many pages, though it seems to have more."""
+    find, loop.space_fault = loop.space_fault, lambda *_: ""
+    try:
+        with room(disk, pages):
+            return refused_case(chosen)
+    finally:
+        loop.space_fault = find
 
 
 def metrics(run: Path, name: str) -> dict[int, Any]:

@@ -13,9 +13,9 @@ import pytest
 import pretrain.train
 from data.common.files import UserError, read_json, read_manifest, verify_files
 from pretrain.run_folder import check_run_folder
-from tests.data.common.small_disk import room, small_disk
+from tests.data.common.small_disk import small_disk
 from tests.golden.observe import describe
-from tests.pretrain.runs import metrics, refused_case, run_case, settings
+from tests.pretrain.runs import metrics, refused_case, run_case, settings, started_on_a_full_disk_case
 from tests.ranks import Ranks
 
 MORE = ["train.steps=2", "evaluate.max_blocks=2"]
@@ -157,13 +157,3 @@ def test_a_full_disk_at_the_start_is_one_line_and_nothing_is_half_written(
         assert all(path.read_bytes() == tokenizer[path].read_bytes() for path in left & tokenizer.keys())
         assert not any(".partial" in path.name or path.name.endswith(".lease") for path in left)
         assert one_rank.run(run_case, chosen) == [2]
-
-
-def started_on_a_full_disk_case(chosen: list[str], disk: Path, pages: int) -> str:
-    """The mistake that a run names whose disk has room for so many pages, though it seems to have more."""
-    find, pretrain.train.space_fault = pretrain.train.space_fault, lambda *_: ""
-    try:
-        with room(disk, pages):
-            return refused_case(chosen)
-    finally:
-        pretrain.train.space_fault = find

@@ -21,10 +21,7 @@ from data.common.disk import disk_full, disk_full_named, is_full
 from data.common.errors import DiskFull, ShareDone, UserError
 from data.common.files import make_folder
 from data.common.workers import JobArray
-from data.corpus.build import make_corpus
-from data.shards.build import make_shards
-from data.text.train import train_tokenizer
-from tests.data.common.small_disk import room, small_disk
+from tests.data.common.small_disk import STAGES, room, small_disk
 from tests.data.corpora import content
 from tests.paths import ROOT
 
@@ -43,13 +40,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in STAGES.values():
         stage(folder, folder, 1)
     return folder
-
-
-STAGES: dict[str, Callable[[Path, Path, Any], Any]] = {
-    "corpus": lambda made, disk, workers: make_corpus([made / "raw"], disk / "corpus", 0.1, 0.1, workers),
-    "tokenizer": lambda made, disk, workers: train_tokenizer(made / "corpus", disk / "tokenizer", 300, 1, workers),
-    "shards": lambda made, disk, workers: make_shards(made / "corpus", made / "tokenizer", disk / "shards", workers),
-}
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -142,8 +132,8 @@ def test_the_errors_of_all_writers_are_known(disk: Path) -> None:
             left.unlink()
 
 
-def test_export_on_a_full_disk(disk: Path) -> None:
-    """It makes its folder like the others; safetensors writes the weights."""
+def test_a_folder_of_weights_on_a_full_disk(disk: Path) -> None:
+    """As `biogpt export` makes it; safetensors writes the weights."""
 
     def fill(folder: Path) -> dict[str, Any]:
         save_file({"a": np.zeros(1 << size, np.uint8)}, folder / "model.safetensors")

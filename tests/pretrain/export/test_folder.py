@@ -1,5 +1,6 @@
 """The exported folder: what transformers' auto classes load from it, and that it appears whole or not at all."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BioGptForCausalLM
 
 from data.common.files import UserError
 from data.text.tokenizer import Tokenizer
+from launch.cli import main
 from pretrain.export.folder import export
+from tests.data.common.small_disk import room, small_disk
+from tests.data.corpora import content
 
 
 def test_the_folder_loads_by_auto_classes_and_gives_the_shards_ids(hf: Path, sample_folder: Path) -> None:
@@ -31,3 +35,23 @@ def test_export_again_does_nothing_and_mistakes_are_named(run: Path, hf: Path, t
     with pytest.raises(UserError, match="exists and is not a finished hf folder"):
         export(run, tmp_path / "full")
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "pages", [0, pytest.param(2, marks=pytest.mark.slow), 30, pytest.param(60, marks=pytest.mark.slow)]
+)
+def test_export_on_a_full_disk_is_one_line_and_the_next_one_is_whole(
+    pages: int, run: Path, hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the lease, config.json, the weights, the tokenizer."""
+    with small_disk(tmp_path / "disk") as disk:
+        monkeypatch.setattr(sys, "argv", ["biogpt", "export", str(run), "--out", str(disk / "hf")])
+        with room(disk, pages), pytest.raises(SystemExit) as ended:
+            main()
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("biogpt: error: ")]
+        assert ended.value.code == 2 and len(errors) == 1 and errors[0] == lines[-1]
+        assert f"{disk / 'hf'}: cannot be written, the disk {disk} is full (" in errors[0]
+        assert list(disk.iterdir()) == []
+        export(run, disk / "hf")
+        assert content(disk / "hf") == content(hf)
