@@ -23,7 +23,6 @@ ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
 # Bytes of XML in which a record must end. They become a tree of 500 MB at worst. NLM's longest records have about 5 MB.
 MAX_RECORD = 16 << 20
 MAX_GROWTH = 100  # a gzip file may unpack to this times its size, plus MAX_RECORD; NLM's unpack to 9 times
-RETRACTED = "Retracted Publication"  # NLM's publication type
 NUMBER = re.compile("[0-9]{1,9}")
 YEAR = re.compile(r"(?<!\d)(1[6-9]|20)\d\d(?!\d)")
 
@@ -39,7 +38,8 @@ class Citation(NamedTuple):
     journal: str
     languages: str = ""
     """The languages of the article, by NLM's codes: "eng", "eng fre"."""
-    retracted: bool = False
+    publication_types: str = ""
+    """NLM's names of its types, between bars: "Journal Article|Published Erratum"."""
 
 
 class Deletion(NamedTuple):
@@ -174,6 +174,7 @@ def _citation(path: Path, element: Any, unicode_scripts: bool) -> Citation:
     year = _child(date, "Year")
     found = YEAR.search(flatten(year) or flatten(_child(date, "MedlineDate")))
     pmid, version = _pmid(path, _child(element, "PMID"))
+    languages = [] if article is None else article.iterchildren("Language")
     types = _child(article, "PublicationTypeList")
     return Citation(
         pmid=pmid,
@@ -183,8 +184,8 @@ def _citation(path: Path, element: Any, unicode_scripts: bool) -> Citation:
         year=int(found.group()) if found else None,
         journal=flatten(_child(journal, "Title"))
         or flatten(_child(_child(element, "MedlineJournalInfo"), "MedlineTA")),
-        languages=" ".join([flatten(each) for each in article.iterchildren("Language")]) if article is not None else "",
-        retracted=types is not None and RETRACTED in [each.text for each in types],
+        languages=" ".join([flatten(each) for each in languages]),
+        publication_types="|".join([flatten(each) for each in ([] if types is None else types)]),
     )
 
 

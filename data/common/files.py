@@ -33,7 +33,7 @@ VERSIONS = {
     "shards": 1,
     "checkpoint": 1,
     "hf": 1,
-    "corpus part": 3,
+    "corpus part": 4,
     "tokenizer part": 1,
     "shards part": 1,
 }  # raise the version of a kind when its files change

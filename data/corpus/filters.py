@@ -18,17 +18,32 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data.common.files import UserError
 from data.common.settings import Section
 from data.corpus.cleaning import rule_bit
 
 pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
+RETRACTED, ERRATUM = "Retracted Publication", "Published Erratum"  # NLM's names
+MAX_TYPES = 200  # to drop. The number of what drops a record is stored in a byte: see `first_filter`
 
 
 def _split_codes(given: Any) -> Any:
     return tuple(given.split(",")) if isinstance(given, str) else given
+
+
+def _split_types(given: Any) -> Any:
+    return tuple(given.split("|")) if isinstance(given, str) else given
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in names if (name := each.strip())))
+
+
+TypeNames = Annotated[
+    tuple[str, ...], BeforeValidator(_split_types), AfterValidator(_distinct), Field(max_length=MAX_TYPES)
+]
 
 
 class FilterSettings(Section):
@@ -45,10 +60,22 @@ class FilterSettings(Section):
     """Drop what was published after this year or in an unknown year."""
     minimum_words: int = Field(default=0, ge=0)
     """Drop texts with fewer words, counted between spaces. PubMedBERT used 128."""
-    drop_retracted: bool = True
-    """Drop articles that were retracted."""
+    drop_withdrawn: bool = True
+    """Drop articles whose title says so: "WITHDRAWN: ...". NLM has no type of its own for them."""
+    drop_publication_types: TypeNames = (RETRACTED, ERRATUM)
+    """Drop articles of these types, by NLM's names in capitals or not. As one text they stand between bars, because
+    some names hold commas: "Letter|Research Support, U.S. Gov't, P.H.S."."""
     exclude_pmids: str = ""
     """A file with one PMID on each line: those of your benchmarks. These records and equal texts are dropped."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_drop_retracted(cls, given: Any) -> Any:
+        """`drop_retracted`, which settings files of earlier versions have, means what it meant: that type or none."""
+        if not isinstance(given, dict) or "drop_publication_types" in given or "drop_retracted" not in given:
+            return given
+        others = {key: value for key, value in given.items() if key != "drop_retracted"}
+        return others | {"drop_publication_types": (RETRACTED,) if given["drop_retracted"] else ()}
 
 
 Drops = Callable[[pa.RecordBatch, FilterSettings, np.ndarray], np.ndarray]
@@ -67,9 +94,12 @@ class Filter(NamedTuple):
     """The columns of a part that it reads: see `schema.part_schema`. If you add a column there, raise the version of
     "corpus part" in data/common/files.py, so that all parts are made again."""
     drops: Drops
-    """(records, settings, excluded PMIDs) -> bool array, true for the records to drop."""
+    """(records, settings, excluded PMIDs) -> bool array, true for the records to drop. With `counted_by`, it has a row
+    for each value of that key."""
     always_on: bool = False
     """Whether it drops some records whatever its keys say, or has no keys."""
+    counted_by: str = ""
+    """One of its keys. What each value of this key drops is counted by itself."""
 
 
 def _without_title_or_abstract(records: pa.RecordBatch, settings: FilterSettings, _: np.ndarray) -> np.ndarray:
@@ -105,8 +135,18 @@ def _short(records: pa.RecordBatch, settings: FilterSettings, _: np.ndarray) -> 
     return records["words"].to_numpy() < settings.minimum_words
 
 
-def _retracted(records: pa.RecordBatch, settings: FilterSettings, _: np.ndarray) -> np.ndarray:
-    return records["retracted"].to_numpy(False) & settings.drop_retracted
+def _withdrawn(records: pa.RecordBatch, settings: FilterSettings, _: np.ndarray) -> np.ndarray:
+    says_so = pc.match_substring_regex(records["title"], r"^\[?withdrawn:", ignore_case=True).to_numpy(False)
+    return _from_pubmed(records) & says_so & settings.drop_withdrawn
+
+
+def _of_publication_types(records: pa.RecordBatch, settings: FilterSettings, _: np.ndarray) -> np.ndarray:
+    """A row for each type to drop. A record of two of them is in both rows, and counts for the first."""
+    coded = records["publication_types"].dictionary_encode()
+    has = [set(types.casefold().split("|")) for types in coded.dictionary.to_pylist()]
+    wanted = [name.casefold() for name in settings.drop_publication_types]
+    dropped = np.array([[name in types for types in has] for name in wanted], bool).reshape(len(wanted), len(has))
+    return dropped[:, coded.indices.to_numpy()]
 
 
 def _from_pubmed(records: pa.RecordBatch) -> np.ndarray:
@@ -135,22 +175,36 @@ FILTERS = (
     Filter("other_language", version=1, keys=("languages",), columns=("pmid", "languages"), drops=_other_language),
     Filter("other_year", version=1, keys=("first_year", "last_year"), columns=("pmid", "year"), drops=_other_year),
     Filter("short", version=1, keys=("minimum_words",), columns=("words",), drops=_short),
-    Filter("retracted", version=1, keys=("drop_retracted",), columns=("retracted",), drops=_retracted),
+    Filter("withdrawn", version=1, keys=("drop_withdrawn",), columns=("pmid", "title"), drops=_withdrawn),
+    Filter(
+        "publication_types",
+        version=1,
+        keys=("drop_publication_types",),
+        columns=("publication_types",),
+        drops=_of_publication_types,
+        counted_by="drop_publication_types",
+    ),
 )
 
 
+def reasons(settings: FilterSettings) -> list[tuple[str, str]]:
+    """What is counted, in order: (filter, ""), or (filter, value) for each value of its key `counted_by`."""
+    return [(each.name, value) for each in FILTERS
+            for value in (getattr(settings, each.counted_by) if each.counted_by else ("",))]  # fmt: skip
+
+
 def first_filter(records: pa.RecordBatch, settings: FilterSettings, excluded: np.ndarray) -> np.ndarray:
-    """For each record 1 + the index in FILTERS of the first filter that drops it, or 0 if none does.
+    """For each record 1 + the index in `reasons` of the first that drops it, or 0 if none does.
 
     records: the columns that FILTERS name, and any others; excluded: the PMIDs in the file `exclude_pmids`.
     """
-    masks = [each.drops(records, settings, excluded) for each in FILTERS]
-    return np.select(masks, range(1, len(FILTERS) + 1), 0)
+    masks = [mask for each in FILTERS for mask in np.atleast_2d(each.drops(records, settings, excluded))]
+    return np.select(masks, range(1, len(masks) + 1), 0)
 
 
-def filter_code(name: str) -> int:
+def filter_code(name: str, settings: FilterSettings) -> int:
     """What `first_filter` returns for a record that this filter drops."""
-    return 1 + [each.name for each in FILTERS].index(name)
+    return 1 + [each for each, _ in reasons(settings)].index(name)
 
 
 def filter_versions(settings: FilterSettings) -> dict[str, int]:

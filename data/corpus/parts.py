@@ -81,7 +81,7 @@ def _row_of_citation(record: Citation, settings: dict[str, Any]) -> PartRow:
         year=record.year,
         journal=record.journal,
         languages=record.languages,
-        retracted=record.retracted,
+        publication_types=record.publication_types,
         fields=bool(title) + bool(abstract),
         words=text.count(" ") + 1,
         cleaned=title_changes | abstract_changes,

@@ -9,7 +9,10 @@ from data.corpus.cleaning import changed_type
 ROWS_PER_FILE = 25_000  # at least, for training: one or two of NLM's files, so that every worker gets some to write
 ROWS_PER_GROUP = 10_000  # at most: a row group is held in memory
 CHARACTERS_PER_GROUP = 1 << 24  # a row group ends with the text that reaches this number
-PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["journal", "languages", "source_file"]}
+PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["journal", "languages", "publication_types", "source_file"],
+}
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +44,8 @@ class PartRow(NamedTuple):
     deleted: bool = False
     languages: str = ""
     """NLM's codes, of the article: "eng", "eng fre"."""
-    retracted: bool = False
+    publication_types: str = ""
+    """NLM's names: "Journal Article|Retracted Publication"."""
     fields: int = 0
     """How many of title and abstract it has."""
     words: int = 0
@@ -58,7 +62,7 @@ def part_schema() -> pa.Schema:
             *(SCHEMA.field(name) for name in COPIED),
             ("deleted", pa.bool_()),
             ("languages", pa.string()),
-            ("retracted", pa.bool_()),
+            ("publication_types", pa.string()),
             ("fields", pa.uint8()),
             ("words", pa.int32()),
             ("cleaned", pa.from_numpy_dtype(changed_type())),

@@ -21,7 +21,7 @@ from data.common.parquet import SPLITS
 from data.common.workers import progress
 from data.corpus import cleaning, filters
 from data.corpus.duplicates import repeats
-from data.corpus.filters import EXCLUDED, filter_code, first_filter
+from data.corpus.filters import EXCLUDED, RETRACTED, filter_code, first_filter, reasons
 from data.corpus.near_duplicates import near_duplicates
 from data.corpus.settings import CorpusSection
 
@@ -51,7 +51,7 @@ class Keys:
                     self._load(here, batch)
                     self.filter[here] = first_filter(batch, settings, excluded)
                 advance()
-        self._exclude_equal_texts()
+        self._exclude_equal_texts(filter_code(EXCLUDED, settings))
 
     def _load(self, here: slice, batch: pa.RecordBatch) -> None:
         self.pmid[here], self.text_hash[here] = batch["pmid"], batch["text_hash"]
@@ -59,9 +59,8 @@ class Keys:
         self.words[here], self.cleaned[here] = batch["words"], batch["cleaned"]
         self.deleted[here] = batch["deleted"].to_numpy(False)
 
-    def _exclude_equal_texts(self) -> None:
-        """Drop the text of an excluded PMID under other PMIDs too."""
-        code = filter_code(EXCLUDED)
+    def _exclude_equal_texts(self, code: int) -> None:
+        """Drop the text of an excluded PMID under other PMIDs too. code: that of the filter."""
         texts = np.unique(self.text_hash[self.filter == code])
         for start in range(0, len(self.filter) if len(texts) else 0, ROWS_AT_ONCE):
             here = slice(start, start + ROWS_AT_ONCE)
@@ -73,8 +72,9 @@ def select_rows(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """For each row the index of its split, or LEFT_OUT (uint8); and the counts of the manifest."""
     stays, counts = _newest_records(keys)
-    for code, each in enumerate(filters.FILTERS, start=1):
-        counts[each.name] = int((stays & (keys.filter == code)).sum())
+    for code, (name, value) in enumerate(reasons(settings), start=1):
+        dropped = int((stays & (keys.filter == code)).sum())
+        counts[name] = counts.get(name, {}) | {value: dropped} if value else dropped
     stays &= keys.filter == 0
     counts["duplicates"] = _drop_duplicates(keys, stays) if settings.drop_duplicates else 0
     counts["near_duplicates"] = _drop_near_duplicates(keys, stays) if settings.drop_near_duplicates else 0
@@ -158,12 +158,16 @@ def _draw_splits(pmid: np.ndarray, stays: np.ndarray, validation_fraction: float
 
 def funnel(counts: dict[str, Any]) -> list[tuple[str, int]]:
     """The counts as (name, number) for a table: records read, dropped and kept, and those that cleaning changed."""
-    dropped = ["superseded", "deleted", *(each.name for each in filters.FILTERS), "duplicates", "near_duplicates"]
+    by_name = [each.name for each in filters.FILTERS if not each.counted_by]
+    # Manifests of earlier versions count one type, under a name of its own.
+    types = counts.get("publication_types", {RETRACTED: counts["retracted"]} if "retracted" in counts else {})
     kept = sum(counts[split] for split in SPLITS)
     return [
         *((f"not read: {name}", number) for name, number in counts.get("not_read", {}).items()),
         ("records read", counts["records"]),
-        *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in dropped),
+        *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in ("superseded", "deleted", *by_name)),
+        *((f"- type: {name}", number) for name, number in types.items()),
+        *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in ("duplicates", "near_duplicates")),
         ("kept", kept),
         *((f"  {split}", counts[split]) for split in SPLITS),
         ("words", counts["words"]),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from data.common.files import UserError, sha256
 from data.common.settings import Section, override, read_toml, validate
 from data.corpus.cleaning import CleaningSettings, cleaning_switches
-from data.corpus.filters import FilterSettings, filter_versions
+from data.corpus.filters import RETRACTED, FilterSettings, filter_versions
 
 
 class CorpusSection(FilterSettings, CleaningSettings):
@@ -31,7 +31,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     # PubMed before 2021. BioGPT kept what the cleaning rules drop, but no character of category C occurs in its data.
     "biogpt": {
         "last_year": 2020,
-        "drop_retracted": False,
+        "drop_withdrawn": False,
+        "drop_publication_types": (),
         "drop_duplicates": False,
         "unescape_entities": False,
         "drop_filler_labels": False,
@@ -83,11 +84,15 @@ def recorded_settings(settings: CorpusSection) -> dict[str, Any]:
 
     Rules and filters in use are recorded with their versions, and the file `exclude_pmids` by its sha256. So a corpus
     made with an older rule, filter or list of PMIDs is not taken for the one that is asked for. A key that was added
-    since and is false, 0 or empty is left out, so a corpus made before the key existed stays valid.
+    since and is false, 0 or empty is left out, so a corpus made before the key existed stays valid. For the same reason
+    `drop_publication_types` is left out where `drop_retracted`, the key of that time, says all.
     """
     values = settings.model_dump(mode="json")
     if settings.exclude_pmids:
         values["exclude_pmids"] = sha256(Path(settings.exclude_pmids))
+    values["drop_retracted"] = RETRACTED in settings.drop_publication_types
+    if settings.drop_publication_types == (RETRACTED,):
+        del values["drop_publication_types"]
     recorded = {key: values[key] for key in FIRST_IN_MANIFESTS} | cleaning_switches(settings)
     recorded |= {key: value for key, value in values.items() if value and key not in recorded}
     if versions := filter_versions(settings):

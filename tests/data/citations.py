@@ -18,7 +18,7 @@ class Record(NamedTuple):
     year: int | None = None
     journal: str = ""
     languages: str = ""
-    retracted: bool = False
+    publication_types: str = ""
 
     @property
     def deleted(self) -> bool:
@@ -90,7 +90,7 @@ def read_with_elementtree(content: bytes) -> Iterator[tuple[Record, bool]]:
                 year=int(years[0]) if years else None,
                 journal=one_line(article.findtext("Journal/Title") or ""),
                 languages=" ".join(language.text or "" for language in article.findall("Language")),
-                retracted=any(each.text == "Retracted Publication" for each in article.iter("PublicationType")),
+                publication_types="|".join(one_line(each.text or "") for each in article.iter("PublicationType")),
             )
             math = "{http://www.w3.org/1998/Math/MathML}math"
             yield record, any(next(part.iter(math), None) is not None for part in (title, abstract) if part is not None)

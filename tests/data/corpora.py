@@ -12,7 +12,10 @@ from data.corpus.cleaning import RULES
 from data.corpus.settings import load_corpus_settings
 from tests.data.citations import Record, write_file
 
-PLAIN = load_corpus_settings(None, [f"corpus.{name}=false" for name in (*(r.name for r in RULES), "drop_retracted")])
+PLAIN = load_corpus_settings(
+    None,
+    [*(f"corpus.{rule.name}=false" for rule in RULES), "corpus.drop_publication_types=", "corpus.drop_withdrawn=false"],
+)
 
 
 def build(

@@ -151,11 +151,11 @@ def slow_data_case(chosen: list[str]) -> None:
         time.sleep(0.1 * dist.get_rank())
         return original(objective, numbers)
 
-    NextToken.batch = batch
+    NextToken.batch = batch  # type: ignore[method-assign]
     try:
         run_case(chosen)
     finally:
-        NextToken.batch = original
+        NextToken.batch = original  # type: ignore[method-assign]
 
 
 def test_a_rank_with_slow_data_is_named(two_ranks: Ranks, tmp_path: Path, sample_folder: Path) -> None:

@@ -64,7 +64,7 @@ def real_content(path: Path) -> bytes:
 @needs_shared
 @pytest.mark.parametrize("name", NAMES)
 def test_real_file_equals_the_standard_librarys_reading(name: str, tmp_path: Path) -> None:
-    """Every record: PMID, version, title, abstract with labels, year, journal, languages; deletions; in its order.
+    """Every record: PMID, version, title, abstract with labels, year, journal, languages, types; deletions; in order.
 
     Formulas of MathML are written in another order ("3He"), so records with MathML are compared by their characters but
     white space; formulas have tests of their own in test_mathml.py.
@@ -85,7 +85,7 @@ def test_real_file_equals_the_standard_librarys_reading(name: str, tmp_path: Pat
             assert expected.deleted
             continue
         assert (record.year, record.journal) == (expected.year, expected.journal)
-        assert (record.languages, record.retracted) == (expected.languages, expected.retracted)
+        assert (record.languages, record.publication_types) == (expected.languages, expected.publication_types)
         assert expected.title is not None and expected.abstract is not None
         if math:
             assert sorted("".join(record.title.split())) == sorted("".join(expected.title.split()))

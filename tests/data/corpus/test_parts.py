@@ -106,12 +106,12 @@ def test_a_filters_new_version_refuses_a_finished_corpus_and_keeps_the_parts(
     first = when_parts_were_written(tmp_path)
     monkeypatch.setattr(filters, "FILTERS", raised(filters.FILTERS, "short"))  # not in use
     build(tmp_path, [])
-    monkeypatch.setattr(filters, "FILTERS", raised(filters.FILTERS, "retracted"))
+    monkeypatch.setattr(filters, "FILTERS", raised(filters.FILTERS, "publication_types"))
     with pytest.raises(UserError, match="made from other inputs or settings"):
         build(tmp_path, [])
     shutil.rmtree(tmp_path / "corpus")
     manifest = build(tmp_path, [])
-    assert manifest["request"]["corpus"]["filter_versions"] == {"retracted": 2}
+    assert manifest["request"]["corpus"]["filter_versions"] == {"publication_types": 2}
     assert when_parts_were_written(tmp_path) == first
 
 
