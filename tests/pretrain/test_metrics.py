@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch.distributed as dist
@@ -151,11 +152,8 @@ def slow_data_case(chosen: list[str]) -> None:
         time.sleep(0.1 * dist.get_rank())
         return original(objective, numbers)
 
-    NextToken.batch = batch  # type: ignore[method-assign]
-    try:
+    with patch.object(NextToken, "batch", batch):
         run_case(chosen)
-    finally:
-        NextToken.batch = original  # type: ignore[method-assign]
 
 
 def test_a_rank_with_slow_data_is_named(two_ranks: Ranks, tmp_path: Path, sample_folder: Path) -> None:

@@ -73,7 +73,9 @@ def test_a_rank_that_does_not_answer_is_named_before_one_that_is_behind() -> Non
     loops = Record(88, "step 9, micro-batch 1 of 1", True)
     stopped = Record(89, "step 9, micro-batch 2 of 2", False)
     assert verdict(names, [waits, waits, loops]).startswith("rank 2 (c) hangs at step 9, micro-batch 1 of 1 (the stack")
-    assert verdict(names, [stopped, waits, loops]).startswith("rank 0 (a) hangs at step 9, micro-batch 2 of 2 (no ans")
+    assert verdict(names, [stopped, waits, loops]).startswith(
+        "rank 0 (a) hangs at step 9, micro-batch 2 of 2 (no answer: stopped"
+    )
     assert verdict(names, [stopped, waits, stopped]).startswith("rank 0 (a), rank 2 (c) hangs")
 
 
