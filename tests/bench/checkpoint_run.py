@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pretrain.train as program
 from pretrain.recipe import load_recipe
 
@@ -44,7 +46,14 @@ def main() -> None:
         finally:
             steps.append((before, time.monotonic()))
 
-    program.update = timed
+    join = program.engines.init_distributed
+
+    def on_one_thread() -> Any:
+        device = join()
+        torch.set_num_threads(1)  # so that one rank on two cores leaves a core to the writer
+        return device
+
+    program.update, program.engines.init_distributed = timed, on_one_thread
     threading.Thread(target=look, daemon=True).start()
     begun = time.monotonic()
     program.train(load_recipe(recipe, settings))
