@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
+from data.common.disk import room
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.architecture import Architecture
 from pretrain.objective import Objective
@@ -323,11 +324,12 @@ def checkpoint_bytes(config: Any, state_names: tuple[str, ...], ranks: int) -> i
 
 def space_fault(folder: Path, config: Any, state_names: tuple[str, ...], ranks: int) -> str:
     """What to say if the disk has no room for a checkpoint, or ""."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config, state_names, ranks)
+    (disk, free), needed = room(folder), checkpoint_bytes(config, state_names, ranks)
     if free >= needed:
         return ""
-    return f"{folder}: a checkpoint takes {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; make room"
+    return (
+        f"{folder}: a checkpoint takes {needed / 1e6:,.0f} MB, the disk {disk} has {free / 1e6:,.0f} MB free; make room"
+    )
 
 
 def describe_checkpoints(run: Path, verify: bool) -> int:

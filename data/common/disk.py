@@ -29,11 +29,16 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def disk_full(place: Path, what: str, advice: str = RUN_AGAIN) -> DiskFull:
-    """The error that says how much room the disk of `place` has, which need not exist."""
+def room(place: Path) -> tuple[Path, int]:
+    """Where the disk of `place`, which need not exist, is mounted, and how many bytes it has free."""
     place = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists()).resolve()
     disk = next(each for each in (place, *place.parents) if each.is_mount())
-    free = shutil.disk_usage(place).free
+    return disk, shutil.disk_usage(place).free
+
+
+def disk_full(place: Path, what: str, advice: str = RUN_AGAIN) -> DiskFull:
+    """The error that says how much room the disk of `place` has."""
+    disk, free = room(place)
     return DiskFull(f"{what}: cannot be written, the disk {disk} is full ({free / 1e6:,.1f} MB free); {advice}")
 
 
