@@ -55,6 +55,21 @@ def test_pieces_of_any_cut_give_the_bytes_of_safetensors(
         assert all(torch.equal(read[name], expected[name]) for name in state)
 
 
+def test_a_rank_reads_what_it_holds_and_little_at_once(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The buffers of a read: none is longer than a chunk, and together they are the half that is asked for."""
+    state = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
+    layout = Layout(decoder)
+    save_file(decoder.to_hf(state), tmp_path / "file", metadata={"format": "pt"})
+    halves = [(name, 0, torch.empty(tensor.numel() // 2)) for name, tensor in state.items()]
+    buffers, empty = [], torch.empty
+    monkeypatch.setattr(tensor_file, "CHUNK", 100)
+    monkeypatch.setattr(torch, "empty", lambda size: buffers.append(size) or empty(size))
+    read_fragments(tmp_path / "file", layout, halves)
+    assert max(buffers) == 100 and sum(buffers) == sum(values.numel() for _, _, values in halves)
+
+
 def test_a_share_that_changed_is_an_error(decoder: Decoder, tmp_path: Path) -> None:
     layout, state = Layout(decoder), {name: each.detach() for name, each in decoder.named_parameters()}
     write_share(tmp_path / "share", layout.pieces([(name, 0, tensor.view(-1)) for name, tensor in state.items()]))
