@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -82,7 +83,8 @@ def free_port() -> int:
 def build_engine(recipe: Recipe, model: Architecture, ranks: int) -> tuple[Engine, Optimizer]:
     """The model and its optimizer under DeepSpeed. The loop sets the learning rate before each step."""
     if recipe.deepspeed.offload_optimizer:
-        require_compiler("deepspeed.offload_optimizer", ("g++", "ninja"), "which DeepSpeed needs for its CPU Adam")
+        programs = ("g++", "ninja", "nvcc") if torch.cuda.is_available() else ("g++", "ninja")
+        require_compiler("deepspeed.offload_optimizer", programs, "which DeepSpeed needs for its CPU Adam")
     optimizer = Optimizer(recipe, model)
     if recipe.deepspeed.stage == 3:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
@@ -103,12 +105,17 @@ def build_engine(recipe: Recipe, model: Architecture, ranks: int) -> tuple[Engin
 def compiles(recipe: Recipe) -> bool:
     """`train.compile`, or its default. Raises UserError if it is true and inductor finds no compiler.
 
-    On a CPU inductor compiles C++. On a GPU it compiles triton's launchers, which are C.
+    On a CPU inductor compiles C++. On a GPU it compiles triton's launchers, which are C and include Python's headers.
     """
     gpu = torch.cuda.is_available()
+    header = Path(sysconfig.get_path("include")) / "Python.h"
     if recipe.train.compile:
         require_compiler("train.compile", ("cc",) if gpu else ("g++",), "which torch.compile needs")
-    return gpu and bool(shutil.which("cc")) if recipe.train.compile is None else recipe.train.compile
+        if gpu and not header.is_file():
+            raise UserError(f"train.compile = true: {header} is missing, which torch.compile needs on a GPU")
+    if recipe.train.compile is None:
+        return gpu and bool(shutil.which("cc")) and header.is_file()
+    return recipe.train.compile
 
 
 def require_compiler(key: str, programs: tuple[str, ...], what_for: str) -> None:

@@ -1,10 +1,13 @@
 """DeepSpeed: ZeRO 0 to 3 against plain torch, and when layers are compiled."""
 
 import shutil
+import sysconfig
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from data.common.files import UserError, read_manifest
 from data.shards.blocks import TokenStream, TrainingBlocks
@@ -78,7 +81,7 @@ def test_bf16_trains_at_stages_1_to_3(two_ranks: Ranks, sample_folder: Path, tmp
 
 
 def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"train\.compile = true: g\+\+ is missing"):
@@ -87,4 +90,29 @@ def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not compiles(load_recipe("tiny"))  # a GPU, but no C compiler
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    headers = tmp_path / "include"
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(headers))
+    assert not compiles(load_recipe("tiny"))  # a compiler, but no Python.h
+    with pytest.raises(UserError, match=r"Python\.h is missing, which torch\.compile needs on a GPU"):
+        compiles(load_recipe("tiny", ["train.compile=true"]))
+    headers.mkdir()
+    (headers / "Python.h").touch()
     assert compiles(load_recipe("tiny")) and not compiles(load_recipe("tiny", ["train.compile=false"]))
+
+
+def synchronisations_case(chosen: list[str]) -> int:
+    """How often DeepSpeed waits for the device in a run."""
+    with patch.object(type(get_accelerator()), "synchronize") as synchronize:
+        run_case(chosen)
+    return synchronize.call_count
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_no_micro_batch_waits_for_the_device(stage: int, one_rank: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    """DeepSpeed's throughput timer does by default, twice a micro-batch."""
+    counts = []
+    for micro_batch_size in (8, 2):  # 2 and 8 micro-batches a step
+        run = tmp_path / str(micro_batch_size)
+        more = ["train.steps=3", f"deepspeed.stage={stage}", f"train.micro_batch_size={micro_batch_size}"]
+        counts += one_rank.run(synchronisations_case, settings(sample_folder / "shards", run, *more))
+    assert counts[0] == counts[1]
