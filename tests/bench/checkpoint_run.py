@@ -55,23 +55,17 @@ def main() -> None:
 
     program.update, program.engines.init_distributed = timed, on_one_thread
     threading.Thread(target=look, daemon=True).start()
-    begun = time.monotonic()
     program.train(load_recipe(recipe, settings))
     ended = time.monotonic()
-    # Between two steps, from the third on, which needs the memory of all later ones.
-    between = [
-        [memory for at, memory in samples if left[1] < at < right[0]]
-        for left, right in zip(steps[2:], [*steps[3:], (ended, ended)], strict=True)
-    ]
-    level = min(min(each, default=1 << 60) for each in between[:5])
+    pauses = list(zip([end for _, end in steps], [*[start for start, _ in steps[1:]], ended], strict=True))
+    # Memory between two steps, from the third on, which needs the memory of all later ones.
+    between = [[memory for at, memory in samples if start < at < end] for start, end in pauses[2:]]
+    level = min((min(each, default=0) for each in between[:5]), default=0)
     report = {
         "loop_seconds": ended - steps[0][0],
-        "whole_seconds": ended - begun,
-        "step_seconds": sorted(end - start for start, end in steps)[len(steps) // 2],
-        "level": level,
-        "above_level": max(max(each, default=0) for each in between) - level,
+        "pause_seconds": sum(end - start for start, end in pauses[:-1]),
+        "above_level": max((max(each, default=0) for each in between), default=0) - level,
         "peak_until_second_step": max(memory for at, memory in samples if at < steps[1][1]),
-        "peak": max(memory for _, memory in samples),
     }
     rank = os.environ.get("RANK", "0")
     Path(f"{result}.{rank}").write_text(json.dumps(report))

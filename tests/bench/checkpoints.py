@@ -21,6 +21,7 @@ from tests.pretrain.runs import make_sample, metrics
 
 PARAMETERS = 99.4e6
 STEPS, EVERY = 40, 10
+SAVES = STEPS // EVERY - 1  # without the last, which a run that saves nothing has too
 SHAPE = [
     "model.hidden_size=768", "model.num_hidden_layers=14", "model.num_attention_heads=12",
     "model.intermediate_size=3072", "model.max_position_embeddings=128", "train.micro_batch_size=1",
@@ -42,39 +43,41 @@ def train(program: Path, folder: Path, name: str, ranks: int, *settings: str) ->
 
 
 def costs(folder: Path, ranks: int, rounds: int, against: Path | None) -> dict[str, Any]:
-    """Way of saving -> median seconds that the three saves before the last added to the loop, and all its reports."""
+    """Way of saving -> what the saves before the last added to the loop and to its pauses, and all its reports."""
     ways: dict[str, tuple[Path, list[str]]] = {
         "background": (ROOT, ["checkpoint.background=true"]),
         "blocking": (ROOT, ["checkpoint.background=false"]),
     }
     if against:
         ways["before"] = (against, [])
-    found: dict[str, Any] = {way: {"seconds": [], "reports": []} for way in ways}
+    found: dict[str, Any] = {way: {"loop_seconds": [], "pause_seconds": [], "reports": []} for way in ways}
     for _ in range(rounds):
         for way, (program, settings) in ways.items():
-            took = []
+            took: list[Report] = []
             for every in (EVERY, 1000):
                 name = f"{way}-{every}-{ranks}"
                 shutil.rmtree(folder / "runs" / name, ignore_errors=True)
                 more = [f"train.steps={STEPS}", f"checkpoint.every_steps={every}", *settings]
                 reports = train(program, folder, name, ranks, *more)
-                took.append(reports[0]["loop_seconds"])
+                took.append(reports[0])
                 if every == EVERY:
                     found[way]["reports"] += reports
-            found[way]["seconds"].append(took[0] - took[1])
-            print(f"  {ranks} ranks, {way}: {took[0]:.1f} s with saves, {took[1]:.1f} s without", flush=True)
+            for name in ("loop_seconds", "pause_seconds"):
+                found[way][name].append(took[0][name] - took[1][name])
+            print(f"  {ranks} ranks, {way}: {took[0]} with saves, {took[1]} without", flush=True)
     return found
 
 
 def rows_of(folder: Path, ranks: int, found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The rows of one number of ranks."""
     rows = []
-    seconds = {way: statistics.median(each["seconds"]) for way, each in found.items()}
-    base = seconds.get("before")
-    for way, took in seconds.items():
-        part = f" ({took / base:.0%} of before)" if base and way != "before" else ""
-        wanted = "20 % of before" if way == "background" and ranks == 1 else ""
-        rows.append((f"{ranks} ranks, {way}: what 3 saves add to 40 steps", f"{took:.1f} s{part}", wanted))
+    for name, what in (("loop_seconds", "time of the loop"), ("pause_seconds", "time between two steps alone")):
+        seconds = {way: statistics.median(each[name]) for way, each in found.items()}
+        base = seconds.get("before")
+        for way, took in seconds.items():
+            part = f" ({took / base:.0%} of before)" if base and way != "before" else ""
+            wanted = "20 % of before" if way == "background" and ranks == 1 else ""
+            rows.append((f"{ranks} ranks, {way}: what {SAVES} saves add, {what}", f"{took:.1f} s{part}", wanted))
     written = metrics(folder / "runs" / f"background-{EVERY}-{ranks}", "checkpoint/seconds")
     first = [took for step, took in written.items() if step < STEPS]
     rows.append((f"{ranks} ranks, background: until `latest` moves", f"{statistics.median(first):.1f} s", ""))
