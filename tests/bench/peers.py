@@ -2,7 +2,8 @@
 
 Both train the same model from the same first weights on the same blocks, with the same optimizer and DeepSpeed
 configuration, fp32, on gloo (`tests/bench/trainer_run.py`). Both are killed, resumed and damaged in the same way, and
-take turns where they are timed. Prints a table. About 25 minutes on two cores; `--only speed` measures one part.
+take turns where they are timed. Prints a table. About 20 minutes on two free cores; `--only speed` measures
+one part.
 """
 
 import argparse
@@ -26,9 +27,12 @@ from tests.paths import ROOT
 from tests.pretrain.runs import make_sample, metrics, settings, zero_3_settings
 
 STEPS, EVERY, VOCABULARY = 20, 5, 42_384
-FAULT = re.compile(r"^(?:biogpt: error|[\w.]*(?:Error|Exception)): .*", re.MULTILINE)
+FAULT = re.compile(r"^(?:\[rank\d+\]: )?(biogpt: error: .*|[\w.]*(?:Error|Exception)(?:: \S.*)?)$", re.MULTILINE)
 DROPOUT = ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
 KILLED_STEPS = (3, 8, 18)
+ROUNDS = 3
+Row = tuple[str, list[str]]
+"""What was done, and what came of it with each peer."""
 
 
 class Done(NamedTuple):
@@ -59,9 +63,9 @@ class Peer:
         return settings(self.shards, self.folder / name, *chosen, *steps, alike, *more)
 
     def train(self, chosen: list[str], ranks: int = 2, **environment: str) -> Done:
-        """Train or resume a run, within five minutes."""
+        """Train or resume a run. Raises RuntimeError if it takes a quarter of an hour."""
         torchrun = [*TORCHRUN[:-1], f"--nproc-per-node={ranks}"]
-        command = ["timeout", "--kill-after=10", "300", *torchrun, "-m", self.module, "tiny", *chosen]
+        command = ["timeout", "--kill-after=10", "900", *torchrun, "-m", self.module, "tiny", *chosen]
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
@@ -70,8 +74,10 @@ class Peer:
             process.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
             printed = output.read()
+        if process.returncode in (124, 137):  # of `timeout`: the machine was too busy, or the run hangs
+            raise RuntimeError(f"{' '.join(command)}: took 900 s\n{printed}")
         found = FAULT.search(printed)
-        fault = found[0] if found else f"exit code {process.returncode}"
+        fault = found[1] if found else f"exit code {process.returncode}"
         return Done(fault if process.returncode else "", printed, usage.ru_maxrss * 1024 / 1e9)
 
     def newest(self, name: str) -> Path:
@@ -176,15 +182,27 @@ def diverging(peer: Peer, rate: str) -> str:
 
 def left_behind(peer: Peer, name: str, done: Done) -> str:
     """How a run ended, and what its newest checkpoint holds."""
-    newest, losses = peer.newest(name), metrics(peer.folder / name, "train/loss")
-    tensors = load_file(newest / "model.safetensors").values()
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-    warned = "a warning; " if "skipped, a gradient" in done.printed else ""
-    ended = short(done.fault) if done.fault else "exit code 0"
-    weights = "finite" if finite else "NaN"
-    outcome = f"{warned}{ended}; last loss {losses[max(losses)]:.3g}; weights saved at {newest.name}: {weights}"
+    losses = metrics(peer.folder / name, "train/loss")
+    said = "a warning, " if "skipped, a gradient" in done.printed else ""
+    ended = f"refused: {short(done.fault)}" if done.fault else "exit code 0"
+    outcome = f"{said}{ended}; last loss recorded {losses[max(losses)]:.3g}; newest checkpoint {saved(peer, name)}"
     print(f"  {peer.module}, {name}: {outcome}", flush=True)
     return outcome
+
+
+def saved(peer: Peer, name: str) -> str:
+    """The newest checkpoint of a run, and whether its weights are finite."""
+    if not any((peer.folder / name).rglob("model.safetensors")):
+        return "none"
+    newest = peer.newest(name)
+    finite = all(bool(torch.isfinite(each).all()) for each in load_file(newest / "model.safetensors").values())
+    return f"{newest.name}: weights {'finite' if finite else 'NaN'}"
+
+
+def speed(peers: list[Peer]) -> list[Row]:
+    """The rows of a race, with ratios."""
+    measured = race(peers, ROUNDS)
+    return [(what, [f"{one:,.3g}: {one / other:.2f}x", f"{other:,.3g}"]) for what, (one, other) in measured]
 
 
 def race(peers: list[Peer], rounds: int) -> list[tuple[str, list[float]]]:
@@ -229,28 +247,40 @@ def wide(peer: Peer) -> Path:
     return folder
 
 
-def hostile(peers: list[Peer]) -> list[tuple[str, list[str]]]:
-    """The rows of what goes wrong."""
-    kills = [killed(peer) for peer in peers]
-    changed = [layouts(peer) for peer in peers]
+def kills(peers: list[Peer]) -> list[Row]:
+    """The rows of kill -9 and a resume by the same command."""
+    found = [killed(peer) for peer in peers]
     return [
-        ("kill -9 at 6 file operations of a save, dropout 0.1, resumed", [each[0] for each in kills]),
-        ("kill -9 at 3 steps", [each[1] for each in kills]),
-        *((rows[0][0], [outcome for _, outcome in rows]) for rows in zip(*changed, strict=True)),
-        ("one byte flipped in a file of the newest checkpoint", [flips(peer) for peer in peers]),
-        *((f"the loss of one micro-batch is NaN, ZeRO {s}", [poisoned(peer, s) for peer in peers]) for s in (1, 0)),
+        ("kill -9 at 6 file operations of a save, dropout 0.1", [inside for inside, _ in found]),
+        (f"kill -9 before steps {', '.join(map(str, KILLED_STEPS))}, dropout 0.1", [outside for _, outside in found]),
+    ]
+
+
+def resumes(peers: list[Peer]) -> list[Row]:
+    """The rows of a resume in another layout, and from a damaged checkpoint."""
+    changed = [layouts(peer) for peer in peers]
+    rows = [(each[0][0], [outcome for _, outcome in each]) for each in zip(*changed, strict=True)]
+    return [*rows, ("one byte flipped in a file of the newest checkpoint", [flips(peer) for peer in peers])]
+
+
+def numbers(peers: list[Peer]) -> list[Row]:
+    """The rows of numbers that are not finite."""
+    return [
+        *((f"one loss is NaN, ZeRO {stage}", [poisoned(peer, stage) for peer in peers]) for stage in (1, 0)),
         *((f"learning rate {rate}", [diverging(peer, rate) for peer in peers]) for rate in ("1e6", "1e30")),
     ]
+
+
+PARTS = {"kills": kills, "resumes": resumes, "numbers": numbers, "speed": speed}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("faults", "speed"), help="one part; both without this option")
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each")
-    given = parser.parse_args()
+    parser.add_argument("--only", choices=tuple(PARTS), help="one part; all without this option")
+    only = parser.parse_args().only
     need_extra("bench", "accelerate")
-    rows: list[tuple[str, list[str]]] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_sample(folder / "sample")
@@ -261,11 +291,8 @@ def main() -> None:
         ]
         for peer in peers:
             peer.folder.mkdir()
-        if given.only != "speed":
-            rows += hostile(peers)
-        if given.only != "faults":
-            measured = race(peers, given.rounds)
-            rows += [(what, [f"{one:,.3g}: {one / other:.2f}x", f"{other:,.3g}"]) for what, (one, other) in measured]
+        for part in [only] if only else PARTS:
+            rows += PARTS[part](peers)
     print(f"\n{machine()}\n\n| what | ours | Trainer |\n|---|---|---|")
     for what, cells in rows:
         print(f"| {what} | {' | '.join(cells)} |")

@@ -105,7 +105,7 @@ def main() -> None:
         def on_step_end(self, *_: Any, **more: Any) -> None:
             self.seconds = time.monotonic() - self.began
 
-        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
             if "loss" in logs:
                 speed = recipe.train.global_batch_tokens / self.seconds
                 write(state, {"train/loss": logs["loss"], "train/tokens_per_second": speed})
