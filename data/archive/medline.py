@@ -6,13 +6,12 @@ the size of a record and the growth of a gzip file. NLM describes the elements a
 https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html.
 """
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  (a C extension without stubs)
 
 from data.archive.mathml import NAMESPACE, SPACES, linear, unicode_script
@@ -23,6 +22,8 @@ ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
 # Bytes of XML in which a record must end. They become a tree of 500 MB at worst. NLM's longest records have about 5 MB.
 MAX_RECORD = 16 << 20
 MAX_GROWTH = 100  # a gzip file may unpack to this times its size, plus MAX_RECORD; NLM's unpack to 9 times
+# Of a gzip file. isal's stub says that its error is an instance.
+DAMAGED = (EOFError, igzip.BadGzipFile, cast(type[Exception], isal_zlib.error))
 NUMBER = re.compile("[0-9]{1,9}")
 YEAR = re.compile(r"(?<!\d)(1[6-9]|20)\d\d(?!\d)")
 
@@ -69,7 +70,7 @@ def read_medline(path: Path, unicode_scripts: bool = False) -> Iterator[Citation
             yield from _parse(path, _Bounded(path, stream), unicode_scripts)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged or truncated gzip ({error}); download it again") from None
 
 
@@ -78,7 +79,7 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     with path.open("rb") as stream:
         unpacked = stream.read(4).lstrip(b"\xef\xbb\xbf").startswith(b"<")  # a browser did it and kept the name
-    return path.open("rb") if unpacked else gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb") if unpacked else igzip.open(path, "rb")  # type: ignore[return-value]
 
 
 class _Bounded:
@@ -114,6 +115,7 @@ def _parse(path: Path, stream: _Bounded, unicode_scripts: bool) -> Iterator[Cita
         huge_tree=False,
         remove_comments=True,
         remove_pis=True,
+        collect_ids=False,
     )
     checked = False
     for element in _elements(path, context):
@@ -168,30 +170,37 @@ def _check_root(path: Path, root: Any) -> None:
 
 
 def _citation(path: Path, element: Any, unicode_scripts: bool) -> Citation:
-    article = _child(element, "Article")
-    journal = _child(article, "Journal")
-    date = _child(_child(journal, "JournalIssue"), "PubDate")
+    whole = _child(element, "Article")
+    article = _children(whole)
+    languages = () if whole is None else whole.iterchildren("Language")
+    journal = _children(article.get("Journal"))
+    date = _child(journal.get("JournalIssue"), "PubDate")
     year = _child(date, "Year")
     found = YEAR.search(flatten(year) or flatten(_child(date, "MedlineDate")))
     pmid, version = _pmid(path, _child(element, "PMID"))
-    languages = [] if article is None else article.iterchildren("Language")
-    types = _child(article, "PublicationTypeList")
     return Citation(
         pmid=pmid,
         version=version,
-        title=flatten(_child(article, "ArticleTitle"), unicode_scripts),
-        abstract=_abstract(_child(article, "Abstract"), unicode_scripts),
+        title=flatten(article.get("ArticleTitle"), unicode_scripts),
+        abstract=_abstract(article.get("Abstract"), unicode_scripts),
         year=int(found.group()) if found else None,
-        journal=flatten(_child(journal, "Title"))
-        or flatten(_child(_child(element, "MedlineJournalInfo"), "MedlineTA")),
+        journal=flatten(journal.get("Title")) or flatten(_child(_child(element, "MedlineJournalInfo"), "MedlineTA")),
         languages=" ".join([flatten(each) for each in languages]),
-        publication_types="|".join([flatten(each) for each in ([] if types is None else types)]),
+        publication_types="|".join([flatten(each) for each in article.get("PublicationTypeList", [])]),
     )
 
 
 def _child(element: Any, tag: str) -> Any:
     """The first child with this tag, or None if there is none or no element. Much faster than `find`."""
     return None if element is None else next(element.iterchildren(tag), None)
+
+
+def _children(element: Any) -> dict[str, Any]:
+    """Tag -> the first child with it; empty if there is no element. Where several are needed, faster than `_child`."""
+    first: dict[str, Any] = {}
+    for child in () if element is None else element:
+        first.setdefault(child.tag, child)
+    return first
 
 
 def _pmid(path: Path, element: Any) -> tuple[int, int]:

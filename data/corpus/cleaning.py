@@ -60,7 +60,7 @@ def unescape_entities(text: str) -> str:
     if "&" in text:
         for _ in range(3):  # escaped three times is the most that was seen
             text = ENTITY.sub(_unescape, text)
-    return TAG.sub(_drop_tag, text) if "</" in text or "<br" in text.lower() else text
+    return TAG.sub(_drop_tag, text) if "<" in text and ("</" in text or "<br" in text.lower()) else text
 
 
 def _unescape(found: re.Match[str]) -> str:
@@ -123,7 +123,7 @@ FILLER_LABEL = re.compile(r"(?<!\S)(?:UNLABELLED|UNASSIGNED): ?")
 
 def drop_filler_labels(text: str) -> str:
     """Drop the labels that NLM gives to a section without one: UNLABELLED and UNASSIGNED."""
-    return FILLER_LABEL.sub("", text) if "UN" in text else text
+    return FILLER_LABEL.sub("", text) if "UNLABELLED:" in text or "UNASSIGNED:" in text else text
 
 
 # NLM's truncation marks
@@ -181,7 +181,8 @@ def drop_copyright_tails(text: str) -> str:
     """
     start = max(0, len(text) - COPYRIGHT_TAIL)
     tail = text[start:].lower()
-    if not any(sign in tail for sign in SIGNS) and not YEAR_FIRST.search(text, start):
+    has_year = "19" in tail or "20" in tail  # much faster than the search
+    if not any(sign in tail for sign in SIGNS) and not (has_year and YEAR_FIRST.search(text, start)):
         return text  # most texts end here
     found = [match.start() for notice in NOTICES if (match := notice.search(text, start)) and _is_notice(match)]
     return text[: min(found)] if found else text

@@ -5,7 +5,7 @@ import sys
 
 from tests.paths import ROOT
 
-OF_EXTRAS = ("pytest", "hypothesis", "megatron", "megatron.core", "ray", "pubmed_parser", "accelerate")
+OF_EXTRAS = ("pytest", "hypothesis", "megatron", "megatron.core", "ray", "pubmed_parser", "pubmedparser", "accelerate")
 WITHOUT_EXTRAS = f"import sys; sys.modules.update(dict.fromkeys({OF_EXTRAS!r}));"
 BENCHMARKS = sorted(
     path.stem for path in (ROOT / "tests/bench").glob("*.py") if not path.stem.startswith(("test_", "_"))

@@ -252,6 +252,7 @@ def test_real_texts_without_junk_are_left_as_they_are() -> None:
                 "(Hepatology 2017;66:389–397).",
                 "How to cite this article: Kumar Y. A Trial. Int J Clin Pediatr Dent 2015;8(2):123-126.",
                 "Video Abstract.",
+                "VIDEO ABSTRACT",
                 "[corrected]",
             )
         ),
