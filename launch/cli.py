@@ -10,7 +10,7 @@ import typer
 from data.common.disk import disk_full, is_full
 from data.common.files import ShareDone, TasksFailed, UserError
 from launch.data_commands import corpus, download, sample, shards, tokenizer
-from launch.model_commands import checkpoints, evaluate, export, generate, train
+from launch.model_commands import checkpoints, compare, evaluate, export, generate, report, train
 from launch.options import Out
 
 app = typer.Typer(
@@ -19,7 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (download, sample, corpus, tokenizer, shards, train, checkpoints, evaluate, export, generate):
+DATA = (download, sample, corpus, tokenizer, shards)
+for command in (*DATA, train, checkpoints, report, compare, evaluate, export, generate):
     app.command()(command)
 
 

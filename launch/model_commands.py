@@ -118,6 +118,35 @@ def checkpoints(
         raise UserError(f"{run}: {damaged} damaged; training resumes from the newest whole checkpoint")
 
 
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report; an earlier report is replaced.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Draw the curves of one or several runs (curves.png), and summarise them in Markdown (report.md).
+
+    Example: `biogpt report run/ other-run/ --out report/`
+    """
+    from pretrain.report import report as write_report
+
+    print(f"{write_report(runs, out)}\n\n{out}: curves.png, report.md")
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="Run folder.")], b: Annotated[Path, typer.Argument(help="Another.")]
+) -> None:
+    """Say at which step two runs first differ, and which settings, data, versions and devices could explain it.
+
+    The exit code is 0 whether they differ or not.
+
+    Example: `biogpt compare run/ other-run/`
+    """
+    from pretrain.compare import compare as compare_runs
+
+    print(compare_runs(a, b))
+
+
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
     shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on.")] = None,

@@ -21,6 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from data.common.disk import disk_full, disk_full_named, is_full
 from data.common.files import whole_file
 from pretrain.run import Observer, Run
+from pretrain.start import start_record
 
 SPIKE_WINDOW = 100  # steps
 SLOW_RANK = 1.5  # times the median rank's own work
@@ -94,6 +95,10 @@ class Metrics:
         line = json.dumps({"step": step, **values}) + "\n"
         self._append(step, line.encode(), event_record(step=step, summary=summary))
 
+    def write_start(self, step: int, start: dict[str, Any]) -> None:
+        """Record what this start is made with (`start_record`). TensorBoard shows figures alone, so it gets nothing."""
+        self._append(step, (json.dumps({"step": step, "start": start}) + "\n").encode(), b"")
+
     def _append(self, step: int, line: bytes, event: bytes) -> None:
         """Append to both files. Warn if a disk is full that was not before."""
         full = [file.path for file, content in ((self._lines, line), (self._events, event)) if not file.write(content)]
@@ -134,10 +139,13 @@ class Reporter(Observer):
         self._rank_seconds = [0.0] * run.ranks  # since the last report: each rank's own work
 
     def begin(self, run: Run) -> None:
-        """Print the first line."""
+        """Print the first line, and record what this start is made with."""
         begun = f"resumed from {run.resumed_from}" if run.resumed_from else "new run"
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.recipe.train.precision]
         how = run.engine.module.describe(run.device, precision, run.recipe.context_length())
+        start = start_record(run, how)
+        if self.metrics:
+            self.metrics.write_start(run.step, start)
         self.say(
             run,
             f"{begun}: {run.objective.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"

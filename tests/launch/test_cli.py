@@ -28,6 +28,8 @@ COMMANDS = (
     "shards",
     "train",
     "checkpoints",
+    "report",
+    "compare",
     "evaluate",
     "export",
     "generate",
