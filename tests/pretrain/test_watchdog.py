@@ -117,6 +117,7 @@ def test_a_stopped_rank_is_named_and_the_waiting_one_shows_its_stack(
     assert 'pretrain/train.py", line' in output
 
 
+@pytest.mark.slow  # 31 s; the fast suite keeps the stopped rank
 def test_a_rank_that_loops_shows_its_own_stack(
     started: list[Started], tmp_path: Path, sample_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
