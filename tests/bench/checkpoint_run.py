@@ -58,15 +58,13 @@ def main() -> None:
     program.train(load_recipe(recipe, settings))
     ended = time.monotonic()
     pauses = list(zip([end for _, end in steps], [*[start for start, _ in steps[1:]], ended], strict=True))
-    # Memory between two steps, from the third on, which needs the memory of all later ones.
-    pauses_seen = ([memory for at, memory in samples if start < at < end] for start, end in pauses[2:])
-    between = [each for each in pauses_seen if each]  # a short pause may have no sample
-    level = min((min(each) for each in between[:3]), default=0)
+    # The level between two steps differs from step to step, so each pause is compared with its own beginning.
+    between = ([memory for at, memory in samples if start < at < end] for start, end in pauses)
     report = {
         "loop_seconds": ended - steps[0][0],
         "pause_seconds": sum(end - start for start, end in pauses[:-1]),
-        "above_level": max((max(each) for each in between), default=0) - level,
-        "peak_until_second_step": max(memory for at, memory in samples if at < steps[1][1]),
+        "added_in_a_pause": max(max(each) - each[0] for each in between if each),
+        "peak": max(memory for _, memory in samples),
     }
     rank = os.environ.get("RANK", "0")
     Path(f"{result}.{rank}").write_text(json.dumps(report))
