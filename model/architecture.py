@@ -30,11 +30,7 @@ class Architecture(nn.Module):
         raise NotImplementedError
 
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by our parameter names -> by transformers' names, unpadded."""
-        raise NotImplementedError
-
-    def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `to_hf`. Some parameters may be missing."""
+        """Tensors by our parameter names -> by transformers' names, unpadded; each a contiguous part of one of ours."""
         raise NotImplementedError
 
     def with_positions(self, number: int) -> "Architecture":

@@ -28,7 +28,7 @@ from model.attention import (
     takes_offsets,
 )
 from model.config import DecoderConfig
-from model.hf import from_hf, hf_config, to_hf
+from model.hf import hf_config, to_hf
 from model.loss import linear_cross_entropy
 
 POSITION_OFFSET = 2  # position p reads row p + 2: fairseq's padding_idx + 1
@@ -133,10 +133,6 @@ class Decoder(Architecture):
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.to_hf`."""
         return to_hf(tensors, self.config.vocab_size)
-
-    def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As `Architecture.from_hf`."""
-        return from_hf(tensors)
 
     def with_positions(self, number: int) -> "Decoder":
         """As `Architecture.with_positions`."""

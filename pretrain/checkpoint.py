@@ -22,7 +22,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
@@ -33,7 +32,7 @@ from model.architecture import Architecture
 from pretrain.objective import Objective
 from pretrain.optimizer import optimizer_record
 from pretrain.recipe import ObjectiveSection, Recipe, given_weights
-from pretrain.tensor_file import Layout, Piece, read_fragments, read_share, remove_share, write_tensors
+from pretrain.tensor_file import Layout, Piece, all_finite, read_fragments, read_share, remove_share, write_tensors
 
 NAME = re.compile(r"step-(\d{7,})")
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
@@ -250,7 +249,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "state.json")
 
 
-def read_weights(checkpoint: Path, model: Architecture) -> None:
+def read_model(checkpoint: Path, model: Architecture) -> None:
     """Fill a model, which has no engine yet, with the weights of a verified checkpoint."""
     whole = ((name, 0, parameter.data.view(-1)) for name, parameter in model.named_parameters())
     read_fragments(checkpoint / "model.safetensors", Layout(model), whole)
@@ -284,7 +283,7 @@ def check_finite(checkpoint: Path) -> None:
     for path in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                if not torch.isfinite(tensors.get_tensor(name)).all():
+                if not all_finite(tensors.get_tensor(name)):
                     raise UserError(f"{path}: is of a run that had diverged: {name} holds numbers that are not finite")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from data.common.files import UserError
 from model.architecture import Architecture
-from pretrain.checkpoint import choose_checkpoint, newest_checkpoint, read_state, read_weights
+from pretrain.checkpoint import choose_checkpoint, newest_checkpoint, read_model, read_state
 from pretrain.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 
@@ -36,7 +36,7 @@ def load_run(run: Path, step: str = "") -> tuple[Recipe, Path, dict[str, Any]]:
 def load_model(checkpoint: Path, objective: Objective, device: torch.device) -> Architecture:
     """The model of a checkpoint, in fp32, for evaluation."""
     model = objective.build_model()
-    read_weights(checkpoint, model)
+    read_model(checkpoint, model)
     return model.to(device).eval()
 
 

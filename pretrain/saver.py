@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from data.common.disk import disk_full_named
@@ -35,7 +34,7 @@ from pretrain.evaluate import Evaluator, probe_loss
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
 from pretrain.run_folder import write_run_manifest
-from pretrain.tensor_file import Fragment, Layout, write_share
+from pretrain.tensor_file import Fragment, Layout, all_finite, write_share
 
 Result = TypeVar("Result")
 PROBE_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -52,11 +51,18 @@ def on_rank_0(function: Callable[..., Result], *arguments: Any) -> Result:
         try:
             box[0] = function(*arguments)
         except UserError as error:
-            box[1] = DiskFull(str(error)) if isinstance(error, DiskFull) else UserError(str(error))
+            box[1] = _portable(error)
     dist.broadcast_object_list(box)
     if box[1]:
         raise box[1]
     return box[0]
+
+
+def _portable(error: BaseException) -> Exception:
+    """An error as it is sent to other ranks: a mistake with its text, a bug with its rank and type."""
+    if isinstance(error, UserError):
+        return DiskFull(str(error)) if isinstance(error, DiskFull) else UserError(str(error))
+    return Exception(f"rank {dist.get_rank()}: {type(error).__name__}: {error}")
 
 
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -222,17 +228,14 @@ class Saver(Observer):
         self._pending = None
         wait([pending.work])
         error = pending.work.exception()
-        kind = next((each for each in (DiskFull, UserError, Exception) if isinstance(error, each)), None)
         faults: list[Any] = [None] * run.ranks
-        text = str(error) if isinstance(error, UserError) else f"rank {run.rank}: {type(error).__name__}: {error}"
-        dist.all_gather_object(faults, kind and (kind, text))
+        dist.all_gather_object(faults, error and _portable(error))
         if run.rank == 0:
             pending.writer.abandon()
-        kind, text = next(fault for fault in faults if fault)
-        if kind is DiskFull:
-            self._disk_is_full(run, text)
-            return
-        raise error or kind(text)
+        fault = next(each for each in faults if each)
+        if not isinstance(fault, DiskFull):
+            raise error or fault
+        self._disk_is_full(run, str(fault))
 
     def _disk_is_full(self, run: Run, fault: str) -> None:
         if run.ending:
@@ -267,10 +270,7 @@ def _write_share(run: Run, writer: CheckpointWriter, shares: dict[str, list[Frag
 
 def first_not_finite(fragments: list[Fragment]) -> str:
     """The name of the first parameter of which a fragment holds an infinity or NaN, or ""."""
-    for name, _, values in fragments:
-        if len(values) and not torch.isfinite(torch.stack(values.aminmax())).all():  # one pass, and no copy
-            return name
-    return ""
+    return next((name for name, _, values in fragments if not all_finite(values)), "")
 
 
 def _merge(run: Run, pending: Pending, layout: Layout) -> tuple[Path, float]:

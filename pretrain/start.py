@@ -19,12 +19,14 @@ PACKAGES = ("torch", "deepspeed", "numpy")
 
 
 def start_record(run: Run, computation: str) -> dict[str, Any]:
-    """Settings, ranks, devices and versions by name. Every rank must call it, because it asks each for its device.
+    """Settings, ranks, devices and versions by name; empty on other ranks than 0, which only tell their device.
 
-    computation: how the model computes a step, in words.
+    Every rank must call it. computation: how the model computes a step, in words.
     """
     names = [""] * run.ranks
     dist.all_gather_object(names, device_name(run.device))
+    if run.rank:
+        return {}
     recipe = run.recipe.model_dump(mode="json", exclude_none=True)
     return {
         **settings_record(recipe, run.objective.identity()["shards"]),

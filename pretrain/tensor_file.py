@@ -77,6 +77,11 @@ def _bytes(values: Tensor) -> Iterator[Any]:
         yield chunk.cpu().numpy().data.cast("B")
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no number is an infinity or NaN, in one pass and without a copy."""
+    return not values.numel() or bool(torch.isfinite(torch.stack(values.aminmax())).all())
+
+
 def write_share(path: Path, pieces: list[Piece]) -> None:
     """Write a rank's pieces to a file of its own, and beside it what they are. `read_share` gives them to rank 0."""
     digest = hashlib.sha256()

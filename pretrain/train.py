@@ -24,7 +24,7 @@ from data.common.files import UserError
 from data.common.lease import Lease, hold
 from pretrain import ERROR_FILE
 from pretrain import engine as engines
-from pretrain.checkpoint import Diverged, check_state, identity, read_weights, space_fault
+from pretrain.checkpoint import Diverged, check_state, identity, read_model, space_fault
 from pretrain.evaluate import Evaluator
 from pretrain.interrupt import REASONS, StopRequest
 from pretrain.metrics import Reporter
@@ -120,7 +120,7 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
 
     model = objective.build_model()
     if resumed:
-        read_weights(resumed, model)
+        read_model(resumed, model)
     elif recipe.model.weights:
         objective.load_weights(model, Path(recipe.model.weights))
     engine, optimizer = engines.build_engine(recipe, model, ranks)

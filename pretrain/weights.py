@@ -13,6 +13,7 @@ from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.hf import EMBEDDING, hf_config, weights_from_hf
+from pretrain.tensor_file import all_finite
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """The names of the weights in a folder of transformers. The first that exists is used."""
@@ -39,7 +40,7 @@ def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
             f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, but the shards' vocabulary has {decoder.config.vocab_size}"
         )
     for name, tensor in given.items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(f"{path}: {name} holds numbers that are not finite; these weights cannot be trained on")
     wanted = decoder.state_dict()
     for name in [*wanted, *converted]:

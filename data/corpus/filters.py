@@ -189,8 +189,8 @@ FILTERS = (
 
 def reasons(settings: FilterSettings) -> list[tuple[str, str]]:
     """What is counted, in order: (filter, ""), or (filter, value) for each value of its key `counted_by`."""
-    return [(each.name, value) for each in FILTERS
-            for value in (getattr(settings, each.counted_by) if each.counted_by else ("",))]  # fmt: skip
+    values = {each.name: getattr(settings, each.counted_by) if each.counted_by else ("",) for each in FILTERS}
+    return [(name, value) for name, counted in values.items() for value in counted]
 
 
 def first_filter(records: pa.RecordBatch, settings: FilterSettings, excluded: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.decoder import Decoder
+from model.hf import from_hf
 from pretrain import tensor_file
 from pretrain.tensor_file import Fragment, Layout, read_fragments, read_share, write_share, write_tensors
 from tests.model.shapes import small_config
@@ -51,7 +52,7 @@ def test_pieces_of_any_cut_give_the_bytes_of_safetensors(
         read = {name: torch.full_like(tensor, 7.0) for name, tensor in state.items()}
         for share in cut(read, ranks, rng):
             read_fragments(tmp_path / "ours", layout, share)
-        expected = decoder.from_hf(load_file(tmp_path / "theirs"))
+        expected = from_hf(load_file(tmp_path / "theirs"))
         assert all(torch.equal(read[name], expected[name]) for name in state)
 
 
