@@ -85,10 +85,6 @@ class Objective(ABC):
         """The training examples with these numbers. The model called with it gives the summed loss of its targets."""
 
     @abstractmethod
-    def epochs(self, examples: int) -> dict[str, float]:
-        """For each source of the training data, how often the first so many examples have gone through it."""
-
-    @abstractmethod
     def counted_targets(self, numbers: range) -> int:
         """How many targets of these examples count in the loss, known without computing it.
 
@@ -170,10 +166,6 @@ class NextToken(Objective):
     def batch(self, numbers: range) -> Batch:
         """Inputs and targets of the blocks, (len(numbers), context_length) int64 each."""
         return self._blocks.batch(numbers)
-
-    def epochs(self, examples: int) -> dict[str, float]:
-        """As `Objective.epochs`."""
-        return {"train": examples / self._blocks.blocks_per_epoch}
 
     def counted_targets(self, numbers: range) -> int:
         """As `Objective.counted_targets`: every position is a target."""
