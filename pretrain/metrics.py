@@ -20,6 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from data.common.disk import disk_full, disk_full_named, is_full
 from data.common.files import whole_file
+from pretrain.engine import updated_numbers
 from pretrain.run import Observer, Run
 from pretrain.start import start_record
 
@@ -137,6 +138,7 @@ class Reporter(Observer):
         self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self._steps, self._seconds = 0, 0.0  # since the last report, without evaluations and checkpoints
         self._rank_seconds = [0.0] * run.ranks  # since the last report: each rank's own work
+        self._told_rules = False
 
     def begin(self, run: Run) -> None:
         """Print the first line, and record what this start is made with."""
@@ -165,6 +167,10 @@ class Reporter(Observer):
         loss = report["loss"]
         self._steps, self._seconds = self._steps + 1, self._seconds + report["seconds"]
         self._rank_seconds = [sum(pair) for pair in zip(self._rank_seconds, report["rank_seconds"], strict=True)]
+        if report["applied"] and not self._told_rules:
+            self._told_rules = True
+            counts = updated_numbers(run.engine, run.optimizer).items()
+            self.say(run, ", ".join(f"{rule} updates {count:,} parameters" for rule, count in counts))
         if not report["applied"]:
             self.say(run, f"warning: skipped, a gradient is not finite (blocks {report['blocks']}, loss {loss:.4f})")
         elif len(self._recent) == SPIKE_WINDOW and loss > spike_bound(self._recent):
