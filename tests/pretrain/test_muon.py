@@ -23,7 +23,8 @@ MORE = [
     "train.steps=8", "checkpoint.every_steps=4", "evaluate.max_blocks=4", "optimizer.kind=muon",
     "optimizer.learning_rate=0.01", "optimizer.weight_decay=0.1",
 ]  # fmt: skip
-STAGES = [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
+SLOW = pytest.mark.slow
+STAGES = [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW), 3]
 
 
 def by_singular_values(matrix: Tensor) -> Tensor:
@@ -120,6 +121,21 @@ def test_two_ranks_train_as_defined_and_resume_exactly(
 
     resumed = back_to_step_4(run, tmp_path / "resumed")
     two_ranks.run(run_case, settings(shards, resumed, *MORE, *chosen))
+    assert metrics(resumed, "train/loss") == losses
+    same_end(run, resumed)
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)])
+def test_bf16_resumes_exactly(stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
+    """DeepSpeed has other optimizer classes there. The losses are near those in fp32."""
+    shards, run = sample_folder / "shards", tmp_path / "run"
+    chosen = [*MORE, *chosen_stage(stage, tmp_path), "train.precision=bf16"]
+    two_ranks.run(run_case, settings(shards, run, *chosen))
+    losses = metrics(run, "train/loss")
+    assert list(losses.values()) == pytest.approx(plain_losses(settings(shards, run, *MORE)), rel=0.01)
+    assert min(losses.values()) < 0.95 * losses[1]
+    resumed = back_to_step_4(run, tmp_path / "resumed")
+    two_ranks.run(run_case, settings(shards, resumed, *chosen))
     assert metrics(resumed, "train/loss") == losses
     same_end(run, resumed)
 
