@@ -313,17 +313,18 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
                 )
 
 
-def checkpoint_bytes(config: Any, state_names: tuple[str, ...], ranks: int) -> int:
+def checkpoint_bytes(numbers: dict[str, int], ranks: int) -> int:
     """The room that a checkpoint takes while it is written: fp32 weights and optimizer states, and some headers.
 
-    Shares of several ranks are removed once they are merged, so there is one more file at most.
+    numbers: as `Optimizer.numbers`. Shares of several ranks are removed once they are merged, so there is one more file
+    at most.
     """
-    return 4 * (1 + len(state_names) + (ranks > 1)) * config.parameter_count() + 1_000_000
+    return 4 * (sum(numbers.values()) + (ranks > 1) * max(numbers.values())) + 1_000_000
 
 
-def space_fault(folder: Path, config: Any, state_names: tuple[str, ...], ranks: int) -> str:
+def space_fault(folder: Path, numbers: dict[str, int], ranks: int) -> str:
     """What to say if the disk has no room for a checkpoint, or ""."""
-    (disk, free), needed = room(folder), checkpoint_bytes(config, state_names, ranks)
+    (disk, free), needed = room(folder), checkpoint_bytes(numbers, ranks)
     if free >= needed:
         return ""
     return (

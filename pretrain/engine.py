@@ -99,6 +99,7 @@ def build_engine(recipe: Recipe, model: Architecture, ranks: int) -> tuple[Engin
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer.torch, config=config, dist_init_required=False
         )
+    optimizer.locate(held_fragments(engine, optimizer, "model"))
     return engine, optimizer
 
 
@@ -201,6 +202,18 @@ def own_fragments(engine: Engine, optimizer: Optimizer, kind: str) -> Iterator[F
         else:
             first, last = (len(values) * each // ranks for each in (rank, rank + 1))
             yield name, first, values[first:last]
+
+
+def updated_numbers(engine: Engine, optimizer: Optimizer) -> dict[str, int]:
+    """How many numbers of the model have a state of the optimizer, by the rule that updates them, over all ranks."""
+    counts = dict.fromkeys(optimizer.rules.values(), 0)
+    for state in optimizer.state_names:
+        for name, _, values in own_fragments(engine, optimizer, state):
+            if state == optimizer.states[name][0]:
+                counts[optimizer.rules[name]] += values.numel()
+    everywhere: list[Any] = [counts] * dist.get_world_size()
+    dist.all_gather_object(everywhere, counts)
+    return {rule: sum(each[rule] for each in everywhere) for rule in counts}
 
 
 def restore_state(

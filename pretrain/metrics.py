@@ -145,6 +145,7 @@ class Reporter(Observer):
         self._rank_seconds = [0.0] * run.ranks  # since the last report: each rank's own work
         self._parts = dict.fromkeys(PARTS, 0.0)  # at the last report: seconds of each part of the run
         self._gradients: dict[str, float] = {}  # squared norms of this rank's part of them, if this step is reported
+        self._told_rules = False
 
     def begin(self, run: Run) -> None:
         """Print the first line, and record what this start is made with."""
@@ -181,6 +182,10 @@ class Reporter(Observer):
         loss = report["loss"]
         self._steps, self._seconds = self._steps + 1, self._seconds + report["seconds"]
         self._rank_seconds = [sum(pair) for pair in zip(self._rank_seconds, report["rank_seconds"], strict=True)]
+        if report["applied"] and not self._told_rules:
+            self._told_rules = True
+            counts = engines.updated_numbers(run.engine, run.optimizer).items()
+            self.say(run, ", ".join(f"{rule} updates {count:,} parameters" for rule, count in counts))
         if not report["applied"]:
             self.say(run, f"warning: skipped, a gradient is not finite (blocks {report['blocks']}, loss {loss:.4f})")
         elif len(self._recent) == SPIKE_WINDOW and loss > spike_bound(self._recent):

@@ -96,8 +96,9 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    kind: Literal["adamw"] = "adamw"
-    """How updates are computed."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """"muon": hidden matrices are updated by their orthogonalized momentum, everything else by AdamW. Its updates are
+    scaled to AdamW's size, so learning_rate and weight_decay mean the same for both."""
     learning_rate: Rate = Field(default=2e-4, gt=0)
     """Peak of the schedule."""
     betas: tuple[Probability, Probability] = (0.9, 0.98)
@@ -107,6 +108,11 @@ class OptimizerSection(Section):
     """Scale gradients down to at most this norm. 0 means no clipping."""
     decay_biases_and_norms: bool = True
     """BioGPT applies weight decay to every parameter. false exempts those with one dimension."""
+    momentum: Probability = 0.95
+    """Muon's."""
+    newton_schulz_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the products that make Muon's updates orthogonal. bf16 is faster on a GPU; then a run that is
+    resumed on another number of ranks takes visibly other steps."""
 
 
 class ScheduleSection(Section):
@@ -244,7 +250,12 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     recipe = validate(Recipe, settings, source)
     if recipe.model.preset not in PRESETS:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
-    mistakes = [*_model_mistakes(recipe), *_deepspeed_mistakes(recipe), *_schedule_mistakes(recipe)]
+    mistakes = [
+        *_model_mistakes(recipe),
+        *_optimizer_mistakes(recipe),
+        *_deepspeed_mistakes(recipe),
+        *_schedule_mistakes(recipe),
+    ]
     first, last = recipe.log.profile_steps or (0, 0)
     if first > last:
         mistakes.append(f"log.profile_steps = [{first}, {last}]: the first step is after the last")
@@ -265,6 +276,15 @@ def _model_mistakes(recipe: Recipe) -> Iterator[str]:
         recipe.decoder_config(vocab_size=8)
     except UserError as error:
         yield str(error)
+
+
+def _optimizer_mistakes(recipe: Recipe) -> Iterator[str]:
+    chosen, default = recipe.optimizer, OptimizerSection()
+    for key in ("momentum", "newton_schulz_precision"):
+        if chosen.kind != "muon" and getattr(chosen, key) != getattr(default, key):
+            yield f'optimizer.{key}: optimizer.kind = "{chosen.kind}" does not use it; remove it, or use muon'
+    if chosen.kind == "muon" and recipe.deepspeed.offload_optimizer:
+        yield 'deepspeed.offload_optimizer = true: optimizer.kind = "muon" cannot be offloaded; use adamw'
 
 
 def _deepspeed_mistakes(recipe: Recipe) -> Iterator[str]:

@@ -243,7 +243,7 @@ class Saver(Observer):
 
 def _begin(run: Run, writer: CheckpointWriter) -> None:
     """Make the hidden folder, if the disk has room for the checkpoint; DiskFull otherwise."""
-    if fault := space_fault(run.folder, run.objective.config, run.optimizer.state_names, run.ranks):
+    if fault := space_fault(run.folder, run.optimizer.numbers, run.ranks):
         raise DiskFull(fault)
     with _disk_full_named(run):
         writer.begin()

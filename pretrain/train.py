@@ -132,7 +132,7 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
     elif recipe.model.weights:
         objective.load_weights(model, Path(recipe.model.weights))
     engine, optimizer = engines.build_engine(recipe, model, ranks)
-    fault = on_rank_0(space_fault, folder, objective.config, optimizer.state_names, ranks)
+    fault = on_rank_0(space_fault, folder, optimizer.numbers, ranks)
     if fault:
         raise UserError(fault)
     if resumed:
