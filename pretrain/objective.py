@@ -92,6 +92,10 @@ class Objective(ABC):
         """
 
     @abstractmethod
+    def epochs(self, examples: int) -> dict[str, float]:
+        """How often the first so many examples of the run go through each source of data, by its name."""
+
+    @abstractmethod
     def outputs(self, model: Architecture, batch: Batch) -> Tensor:
         """The model's outputs for a batch, which an export must reproduce."""
 
@@ -170,6 +174,10 @@ class NextToken(Objective):
     def counted_targets(self, numbers: range) -> int:
         """As `Objective.counted_targets`: every position is a target."""
         return len(numbers) * self._recipe.context_length()
+
+    def epochs(self, examples: int) -> dict[str, float]:
+        """As `Objective.epochs`. The only source is "train", the training split."""
+        return {"train": examples / self._blocks.blocks_per_epoch}
 
     def outputs(self, model: Architecture, batch: Batch) -> Tensor:
         """The logits, (B, T, V)."""
