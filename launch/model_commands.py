@@ -45,7 +45,7 @@ def train(
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
     check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, objective)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: objective.identity()["shards"]}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity()["shards"])}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
     with tempfile.TemporaryDirectory() as temporary:

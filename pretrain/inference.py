@@ -8,7 +8,7 @@ import torch
 
 from data.common.files import UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.build import make_shards
-from pretrain.held_out import SummedLoss, held_out_loss
+from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import held_out_blocks, make_objective
@@ -38,10 +38,10 @@ def evaluate_folder(
             recipe, checkpoint, _ = opened
             objective = make_objective(recipe.with_shards(shards))
             model: SummedLoss = load_model(checkpoint, objective, device)
-            held_out = objective.held_out(split)
+            held_out: dict[str, HeldOut] = objective.held_out(split)
         else:
             model = hf_likelihood(opened)
-            held_out = held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)
+            held_out = {"": held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)}
         return held_out_loss(model, held_out, 4, device)
 
 

@@ -4,8 +4,10 @@ The documents of a split are one stream of tokens. Epoch e cuts it at an offset 
 that no window comes back in every epoch (fairseq cuts once, `sample_break_mode none`). As in fairseq the input of a
 position is the true token before it (`</s>` before the first), every position is a target, and attention crosses
 documents. The global batch of a step is the same list of blocks for any number of ranks and any micro-batch size.
+Blocks of several folders of shards are mixed in a fixed pattern; each folder has epochs of its own.
 """
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from data.common.files import UserError
 from data.common.hashing import mix64
 from data.shards.indexed import IndexedTokens
+from data.shards.mixture import Mixture
 from data.text.ids import EOS_ID, PAD_ID
 
 
@@ -43,7 +46,7 @@ class TokenStream:
 
 
 class TrainingBlocks:
-    """The endless sequence of training blocks: block number i belongs to step i // (blocks of a global batch)."""
+    """The endless sequence of one folder's training blocks."""
 
     def __init__(self, stream: TokenStream, context_length: int, seed: int) -> None:
         self._stream, self._context_length, self._seed = stream, context_length, seed
@@ -71,11 +74,24 @@ class TrainingBlocks:
     def _salt(self, epoch: int, use: int) -> int:
         return int(mix64(np.array([2 * epoch + use]), salt=self._seed)[0])
 
+
+class MixedBlocks:
+    """The endless sequence of a run's blocks: block number i belongs to step i // (blocks of a global batch)."""
+
+    def __init__(self, folders: list[TrainingBlocks], weights: list[Fraction]) -> None:
+        self._folders, self._mixture = folders, Mixture(weights)
+
     def batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of blocks, (len(numbers), context_length) int64 each."""
-        pairs = [self.read(number) for number in numbers]
+        places = [self._mixture.locate(number) for number in numbers]
+        pairs = [self._folders[index].read(own) for index, own in places]
         inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
         return inputs, targets
+
+    def epochs(self, blocks: int) -> list[float]:
+        """How often the first so many blocks have gone through each folder."""
+        counts = self._mixture.counts(blocks)
+        return [count / folder.blocks_per_epoch for count, folder in zip(counts, self._folders, strict=True)]
 
 
 def held_out_batch(

@@ -22,7 +22,7 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
     are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our model's logits.
     """
     recipe, checkpoint, state = load_run(run, step)
-    recipe = recipe.with_shards(shards or Path(recipe.data.shards))
+    recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
         raise UserError(
