@@ -81,10 +81,6 @@ class Objective(ABC):
         """Load the weights that a new run starts with. Raises UserError that names what does not fit."""
 
     @abstractmethod
-    def epochs(self, examples: int) -> dict[str, float]:
-        """For each source of the training data, how often the first so many examples have gone through it."""
-
-    @abstractmethod
     def batch(self, numbers: range) -> Batch:
         """The training examples with these numbers. The model called with it gives the summed loss of its targets."""
 
@@ -201,10 +197,6 @@ class NextToken(Objective):
     def counted_targets(self, numbers: range) -> int:
         """As `Objective.counted_targets`: every position is a target."""
         return len(numbers) * self._recipe.context_length()
-
-    def epochs(self, examples: int) -> dict[str, float]:
-        """As `Objective.epochs`. The only source is "train", the training split."""
-        return {"train": examples / self._blocks.blocks_per_epoch}
 
     def outputs(self, model: Architecture, batch: Batch) -> Tensor:
         """The logits, (B, T, V)."""
