@@ -11,10 +11,12 @@ from pretrain.run import Observer, Run
 
 
 def probe_loss(run: Run) -> float:
-    """The mean loss of the first PROBE_EXAMPLES of the first source, by the run's weights as they are now."""
-    held_out = next(iter(run.objective.held_out().values()))
-    examples = range(min(PROBE_EXAMPLES, held_out.examples))
-    return held_out_figures(held_out, _summed_loss(run, held_out, examples), examples)["loss"]
+    """The loss of the first PROBE_EXAMPLES held-out examples of each source, by the run's weights as they are now."""
+    sources, figures = run.objective.held_out(), {}
+    for name, held_out in sources.items():
+        examples = range(min(PROBE_EXAMPLES, held_out.examples))
+        figures[name] = held_out_figures(held_out, _summed_loss(run, held_out, examples), examples)
+    return combined_figures(sources, figures)["loss"]
 
 
 def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
@@ -65,15 +67,16 @@ class Evaluator(Observer):
 
     def _evaluate(self, run: Run) -> dict[str, Any]:
         """The held-out loss of the run's weights as they are now, with other figures."""
-        sources, figures = run.objective.held_out(), {}
+        sources, limit = run.objective.held_out(), run.recipe.evaluate.max_blocks
+        probed, figures = {}, {}
         for name, held_out in sources.items():
-            examples = min(held_out.examples, run.recipe.evaluate.max_blocks or held_out.examples)
+            examples = min(held_out.examples, limit or held_out.examples)
             first, rest = range(min(PROBE_EXAMPLES, examples)), range(PROBE_EXAMPLES, examples)
             summed = _summed_loss(run, held_out, first)
-            if not figures and len(first) == min(PROBE_EXAMPLES, held_out.examples):
-                self._probe = run.step, held_out_figures(held_out, summed, first)["loss"]
-            summed += _summed_loss(run, held_out, rest)
-            figures[name] = held_out_figures(held_out, summed, range(examples))
+            probed[name] = held_out_figures(held_out, summed, first)
+            figures[name] = held_out_figures(held_out, summed + _summed_loss(run, held_out, rest), range(examples))
+        if not 0 < limit < PROBE_EXAMPLES:
+            self._probe = run.step, combined_figures(sources, probed)["loss"]
         return combined_figures(sources, figures)
 
     def probe(self, run: Run) -> float:

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 PROBE_EXAMPLES = 8
-"""Every checkpoint records the loss of the first held-out examples. Every resume and export compares with it."""
+"""Every checkpoint records the loss of the first held-out examples of each source. Every resume and export compares
+with it."""
 Batch = tuple[Tensor, ...]
 SummedLoss = Callable[..., Tensor]
 """The tensors of a batch -> the summed loss of its counted targets in nats, a scalar."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_manifest, sha256, verify_files
-from data.shards.blocks import MixedBlocks, TokenStream, TrainingBlocks, held_out_batch
+from data.shards.blocks import MixedBlocks, TokenStream, held_out_batch
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.decoder import Decoder
@@ -130,9 +130,9 @@ class NextToken(Objective):
     @cached_property
     def _blocks(self) -> MixedBlocks:
         recipe = self._recipe
-        streams = [TokenStream(self._folders[name], self._manifests[name], "train") for name in self._folders]
-        folders = [TrainingBlocks(stream, recipe.context_length(), recipe.train.seed) for stream in streams]
-        return MixedBlocks(folders, list(recipe.shards_weights().values()))
+        streams = [TokenStream(folder, self._manifests[name], "train") for name, folder in self._folders.items()]
+        weights = list(recipe.shards_weights().values())
+        return MixedBlocks(streams, weights, recipe.context_length(), recipe.train.seed)
 
     def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
         """The blocks of a split of each folder of shards."""

@@ -235,9 +235,9 @@ class Recipe(Section):
         return self.model_copy(update={"data": self.data.model_copy(update={"shards": str(shards), "weights": None})})
 
     def shards_folders(self) -> dict[str, Path]:
-        """The folders of shards by name. A single one is called "train"."""
-        shards = self.data.shards
-        return {name: Path(each) for name, each in (shards if isinstance(shards, dict) else {"train": shards}).items()}
+        """The folders of shards, in the order of their names. A single one is called "train"."""
+        shards = self.data.shards if isinstance(self.data.shards, dict) else {"train": self.data.shards}
+        return {name: Path(shards[name]) for name in sorted(shards)}
 
     def shards_weights(self) -> dict[str, Fraction]:
         """The share of each folder of shards in training. They sum to 1."""

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
-LONGEST_PERIOD = 100_000  # blocks; finding a pattern takes a few microseconds a block and folder
+LONGEST_PERIOD = 100_000  # blocks; finding a pattern takes about a microsecond a block and folder
 
 
 def period_of(weights: list[Fraction]) -> int:
@@ -30,7 +30,8 @@ def pattern_of(weights: list[Fraction]) -> list[int]:
         behind = [blocks + quota for blocks, quota in zip(behind, quotas, strict=True)]
         # Of those that would not be too far ahead with this block, the one that is first too far behind without it.
         able = [index for index in folders if slack * behind[index] >= period]
-        chosen = min(able, key=lambda index: Fraction((slack - 1) * period - slack * behind[index], quotas[index]))
+        limit = (slack - 1) * period
+        chosen = min(able, key=lambda index: (limit - slack * behind[index]) // (slack * quotas[index]))
         behind[chosen] -= period
         pattern.append(chosen)
     return pattern

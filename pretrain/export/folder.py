@@ -26,7 +26,8 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
         raise UserError(
-            f"{recipe.data.shards}: not the shards that {run} was trained on; name the right ones with --shards"
+            f"{', '.join(map(str, recipe.shards_folders().values()))}: not the shards that {run} was trained on; name"
+            " the right ones with --shards, or several of them in its recipe.toml"
         )
     objective.verify()
     model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())

@@ -27,15 +27,15 @@ def prove(
     device = next(model.parameters()).device
     exported = objective.load_exported(folder, device)
     sources = objective.held_out()
-    name, held_out = next(iter(sources.items()))
+    held_out = next(iter(sources.values()))
     examples = range(min(2, held_out.examples))
     batch = tuple(tensor.to(device) for tensor in held_out.batch(examples, len(examples)))
     difference = float((exported.outputs(*batch) - objective.outputs(model, batch)).abs().max())
     if not difference <= OUTPUTS_BOUND:
         raise RuntimeError(f"export: transformers' logits differ from the decoder's by {difference:.2e}")
-    recorded, max_examples, probe = recorded_loss(recipe, state)
+    recorded, max_examples = recorded_loss(recipe, state)
     batch_size = min(recipe.train.micro_batch_size, 8)
-    found = held_out_loss(exported.loss, {name: held_out} if probe else sources, batch_size, device, max_examples)
+    found = held_out_loss(exported.loss, sources, batch_size, device, max_examples)
     bound = LOSS_BOUND[state["probe"]["precision"]]
     if not abs(found["loss"] - recorded) <= bound:
         raise RuntimeError(
@@ -45,11 +45,9 @@ def prove(
     return {"recorded_loss": recorded, "held_out": found, "largest_logit_difference": difference}
 
 
-def recorded_loss(recipe: Recipe, state: dict[str, Any]) -> tuple[float, int, bool]:
-    """The held-out loss that a run recorded at its checkpoint, over how many examples (0 means all), and whether it is
-    that of its probe, which knows only the first source.
-    """
+def recorded_loss(recipe: Recipe, state: dict[str, Any]) -> tuple[float, int]:
+    """The held-out loss that a run recorded at its checkpoint, and over how many examples of each source (0: all)."""
     if state["held_out"].get("step") == state["step"]:
         # Earlier versions did not record how many examples were evaluated: the recipe's number, then.
-        return state["held_out"]["loss"], state["held_out"].get("max_examples", recipe.evaluate.max_blocks), False
-    return state["probe"]["loss"], PROBE_EXAMPLES, True  # a run stopped between two evaluations has only its probe
+        return state["held_out"]["loss"], state["held_out"].get("max_examples", recipe.evaluate.max_blocks)
+    return state["probe"]["loss"], PROBE_EXAMPLES  # a run stopped between two evaluations has only its probe
