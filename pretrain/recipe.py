@@ -174,7 +174,7 @@ class EvaluateSection(Section):
     every_steps: Steps = Field(default=1_000, ge=1)
     """Compute the held-out loss at step 0, every this many steps, at each checkpoint and at the end."""
     max_blocks: Steps = Field(default=0, ge=0)
-    """Evaluate at most this many blocks of the validation split. 0 means all."""
+    """Evaluate at most this many blocks of each validation split. 0 means all."""
 
 
 class LogSection(Section):
