@@ -198,10 +198,6 @@ class NextToken(Objective):
         """As `Objective.counted_targets`: every position is a target."""
         return len(numbers) * self._recipe.context_length()
 
-    def epochs(self, examples: int) -> dict[str, float]:
-        """As `Objective.epochs`. The only source is "train", the training split."""
-        return {"train": examples / self._blocks.blocks_per_epoch}
-
     def outputs(self, model: Architecture, batch: Batch) -> Tensor:
         """The logits, (B, T, V)."""
         return model(batch[0])
