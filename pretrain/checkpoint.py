@@ -301,12 +301,12 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
-        del now["data"]["shards"]
+        now["data"] = {key: value for key, value in now["data"].items() if key not in ("shards", "weights")}
     for section, values in now.items():
         record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
             if record.get(key) != value:
-                hint = "; data.allow_other=true resumes all the same" if key == "shards" else ""
+                hint = "; data.allow_other=true resumes all the same" if key in ("shards", "weights") else ""
                 raise UserError(
                     f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
                     f" train.run, or what the run was started with{hint}"

@@ -25,11 +25,12 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
     are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our model's logits.
     """
     recipe, checkpoint, state = load_run(run, step)
-    recipe = recipe.with_shards(shards or Path(recipe.data.shards))
+    recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
         raise UserError(
-            f"{recipe.data.shards}: not the shards that {run} was trained on; name the right ones with --shards"
+            f"{', '.join(map(str, recipe.shards_folders().values()))}: not the shards that {run} was trained on; name"
+            " the right ones with --shards, or several of them in its recipe.toml"
         )
     objective.verify()
     model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())
