@@ -69,7 +69,9 @@ def plot_curves(records: dict[str, Record], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # takes half a second; without pyplot it needs no display
 
-    window = max(1, max(len(record.curve(NOISY)) for record in records.values()) * 2 // POINTS)
+    window = (
+        max(1, max(len(record.curve(NOISY)) for record in records.values()) * 2 // POINTS) | 1
+    )  # odd: as many on both sides
     figure = Figure(figsize=(12, 8), layout="constrained")
     for axes, (name, title, unit) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         mean_of = window if name == NOISY else 1
@@ -83,7 +85,7 @@ def plot_curves(records: dict[str, Record], path: Path) -> None:
         if not name.endswith("loss"):
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        if not axes.lines:
+        if not any(record.curve(name) for record in records.values()):
             axes.set(xticks=[], yticks=[], xlabel="", ylabel="nothing recorded")
     figure.axes[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     figure.axes[3].yaxis.set_major_formatter("{x:,.0f}")
