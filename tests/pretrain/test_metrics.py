@@ -111,7 +111,7 @@ def observed(tmp_path: Path, losses: list[float]) -> str:
         device=torch.device("cpu"), rank=0, ranks=1,
     )  # fmt: skip
     reporter, said = Reporter(run), io.StringIO()
-    with contextlib.redirect_stdout(said), patch("pretrain.metrics.updated_numbers", lambda *_: {}):
+    with contextlib.redirect_stdout(said), patch("pretrain.engine.updated_numbers", lambda *_: {}):
         for loss in losses:
             run.step += 1
             reporter.after_step(
