@@ -26,7 +26,8 @@ def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
         run.stamp(f"the evaluation at step {run.step}", long=True)
         return run.engine(*batch)
 
-    return summed_loss(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
+    with run.stopwatch.part("evaluation"):
+        return summed_loss(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
 
 
 class Evaluator(Observer):

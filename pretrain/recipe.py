@@ -26,6 +26,7 @@ BUNDLED = ROOT / "launch" / "recipes"
 
 # Bounds keep every number finite and computable. They are far from what makes sense.
 Steps = Annotated[int, Field(le=10**9)]
+Step = Annotated[int, Field(ge=1, le=10**9)]
 Size = Annotated[int, Field(le=2**20)]
 Rate = Annotated[float, Field(le=1e30, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -179,7 +180,9 @@ class EvaluateSection(Section):
 
 class LogSection(Section):
     every_steps: Steps = Field(default=10, ge=1)
-    """Log the loss and the speed every this many steps."""
+    """Log the loss, the speed and the other figures every this many steps."""
+    profile_steps: tuple[Step, Step] | None = None
+    """The first and the last step of which rank 0 writes a profiler's trace into the run's folder `traces`."""
 
 
 class Recipe(Section):
@@ -282,6 +285,9 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
         *_deepspeed_mistakes(recipe),
         *_schedule_mistakes(recipe),
     ]
+    first, last = recipe.log.profile_steps or (0, 0)
+    if first > last:
+        mistakes.append(f"log.profile_steps = [{first}, {last}]: the first step is after the last")
     if mistakes:
         raise UserError(f"{source}: {'; '.join(mistakes)}")
     return recipe

@@ -1,5 +1,6 @@
 """Write a run as an HF folder. The folder appears only when transformers has loaded it and agrees."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pretrain.export.card import model_card
 from pretrain.export.proof import prove
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import make_objective
+from pretrain.record import read_record
+from pretrain.report import CURVES, plot_curves
 
 
 def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> dict[str, Any]:
@@ -36,7 +39,10 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
         write_hf_files(folder, model, run / "tokenizer")
         checks = prove(folder, model, objective, recipe, state)
         counts = {"step": state["step"], "parameters": model.config.parameter_count(), **checks}
-        card = model_card(folder, run.resolve().name, recipe, objective, state, counts)
+        name = run.resolve().name
+        with contextlib.suppress(UserError):  # only a checkpoint is needed, not a record
+            plot_curves({name: read_record(run)}, folder / CURVES)
+        card = model_card(folder, name, recipe, objective, state, counts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return counts
 
