@@ -24,8 +24,9 @@ class Stopwatch:
         self._blocks[-1].append(self._now())
 
     def seconds(self) -> float:
-        """Seconds in all blocks so far. On a GPU, call it when their work is done."""
+        """Seconds in all blocks so far. On a GPU, it waits until their work is done."""
         if self._on_gpu:
+            self._blocks[-1][1].synchronize()
             return sum(begun.elapsed_time(ended) for begun, ended in self._blocks) / 1e3
         return sum(ended - begun for begun, ended in self._blocks)
 
