@@ -83,13 +83,17 @@ def run_interruptible(command: list[str], environment: dict[str, str], stop_file
     """Run a launcher in a process group of its own and return its exit code.
 
     The first Ctrl-C or SIGTERM writes the stop file, so that the run saves a checkpoint and ends. The second one kills
-    the group.
+    the launcher and its ranks, and so does the first if the stop file's folder does not exist.
     """
     process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def stop(number: int, _: object) -> None:
         if stop_file.exists() or not stop_file.parent.exists():
-            os.killpg(process.pid, signal.SIGKILL)
+            import psutil  # comes with DeepSpeed
+
+            # torchrun starts its ranks in sessions of their own, so a signal to its group would leave them running.
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.kill()
             raise SystemExit(128 + number)
         stop_file.touch()
         print("biogpt: stopping after this step; press again to stop at once", file=sys.stderr, flush=True)
