@@ -32,6 +32,9 @@ MARGIN = 0.08
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 ALL_REDUCE = 500_000_000
 """Gradients that DeepSpeed reduces at once at stage 0."""
+PROCESS = 1e8
+"""What the first steps of a CPU run bring in besides tensors: modules imported at first use, the kernels' own memory.
+Fitted to runs of 36M parameters (`tests.bench.plan`)."""
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 """As in `model/loss.py`, which imports torch."""
 
@@ -109,12 +112,16 @@ def memory(recipe: Recipe, vocabulary: int, ranks: int, cpu: bool = False) -> Me
     computing = gradients + gathered + logits
     reducing += gradients + gathered
     updating += temporary
-    if cpu:  # small tensors go back to the allocator, which keeps their memory
-        step = always + activations + max(computing, reducing, updating)
+    if cpu:  # small tensors go back to the allocator, which keeps their memory: activations, and replaced weights
+        replaced = width * number if stage > 1 else 0  # at stage 1 the gradients reuse it
+        step = PROCESS + always + replaced + activations + max(computing, reducing, updating)
     else:
         step = always + max(computing + activations, reducing, updating)
     built = weights + (4 * number if stage == 1 and width == 2 else 4 * share)
-    build = built + width * number if cpu else max(built, 2 * width * number)  # the flat weights are a copy
+    copied = (
+        (2 if stage == 3 else 1) * width * number
+    )  # flat weights are copies; stage 3 moves its partitions once more
+    build = built + copied if cpu else max(built, 2 * width * number)
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -262,15 +269,17 @@ def print_plan(recipe: Recipe, name: str, ranks: int, gpu_name: str, run: Path |
     own = next(each for each in found if _is_choice(each.recipe, recipe))
     size = own.recipe.train.micro_batch_size
     speed = measured_speed(run, gpu.device_name) if run else assumed_speed(gpu)
-    console = Console(highlight=False)
-    for line in (
-        f"{name}: {config.parameter_count():,} parameters, {parameter_count(config):,} with the vocabulary padded",
-        f"vocabulary {vocabulary:,}, {source}",
-        f"{ranks} x {gpu_name}, {recipe.train.precision}, micro-batch {size} x {recipe.context_length():,} tokens",
-        "",
-        f"[bold]Memory of a GPU in GB[/bold] ({gpu.memory / 1e9:.0f}, of which {MARGIN:.0%} stay free)",
-    ):
-        console.print(line)
+    console = Console(highlight=False, markup=False)
+    wanted = recipe.train.micro_batch_size
+    changed = f" ({wanted} does not divide)" if size != wanted else ""
+    console.print(
+        f"{name}: {config.parameter_count():,} parameters, {parameter_count(config):,} with the vocabulary padded\n"
+        f"vocabulary {vocabulary:,}, {source}\n"
+        f"{ranks} x {gpu_name}, {recipe.train.precision}, micro-batch {size}{changed} x {recipe.context_length():,}"
+        " tokens\n",
+        soft_wrap=True,
+    )
+    console.print(f"Memory of a GPU in GB ({gpu.memory / 1e9:.0f}, of which {MARGIN:.0%} stay free)", style="bold")
     console.print(_memory_table(found, own))
     console.print(
         "* the recipe. largest: the largest micro-batch that fits and divides evenly.\n"
@@ -280,7 +289,7 @@ def print_plan(recipe: Recipe, name: str, ranks: int, gpu_name: str, run: Path |
         " while saving in the background.\n",
         soft_wrap=True,
     )
-    console.print("[bold]Time[/bold]")
+    console.print("Time", style="bold")
     console.print(_time_table(own.recipe, vocabulary, ranks, speed, tokens))
     console.print(f"\n{CHECKED}")
 
@@ -300,7 +309,7 @@ def training_data(recipe: Recipe) -> tuple[int, int, str]:
         return counts["vocabulary"], counts["train"]["tokens"], f"from {shards}"
     if recipe.model.vocab_size:
         return recipe.model.vocab_size, 0, "from model.vocab_size"
-    return VOCABULARY, 0, f"assumed, BioGPT's: there is no {shards}"
+    return VOCABULARY, 0, f"assumed as BioGPT's: no folder {shards}"
 
 
 def _is_choice(choice: Recipe, recipe: Recipe) -> bool:
@@ -314,7 +323,7 @@ HEADER = (
 
 
 def _memory_table(found: list[Choice], own: Choice) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for header in HEADER:
         table.add_column(header, justify="left" if header == "recompute" else "right", no_wrap=True)
     for choice in found:
@@ -346,7 +355,7 @@ def _time_table(recipe: Recipe, vocabulary: int, ranks: int, speed: Speed, token
         "epochs": f"{total / tokens:,.1f} of {tokens:,} tokens" if tokens else "unknown without shards",
         "tokens a second": f"{rate:,.0f}, {rate / ranks:,.0f} on each GPU",
         "speed": speed.source,
-        "days": f"{hours / 24:,.1f}",
+        "days": f"{hours / 24:,.2f}",
         "GPU hours": f"{hours * ranks:,.0f}",
     }
     table = Table.grid(padding=(0, 2))
