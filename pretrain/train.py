@@ -48,8 +48,8 @@ the ranks apart.
 """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The program of one rank."""
+def main(arguments: list[str] | None = None, program: Callable[[Recipe], Any] | None = None) -> None:
+    """The program of one rank: `train`, or another one of a recipe."""
     parser = argparse.ArgumentParser(
         prog="pretrain.train", description="One rank of a run; torchrun or deepspeed starts it for each GPU."
     )
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
     try:
-        train(load_recipe(given.recipe, given.settings))
+        (program or train)(load_recipe(given.recipe, given.settings))
         dist.destroy_process_group()  # not after an error: other ranks may wait for this one inside a collective
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
@@ -86,6 +86,7 @@ def train(recipe: Recipe) -> Run:
                 past = f", past train.steps = {recipe.train.steps}" if run.step > recipe.train.steps else ""
                 print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
             return run
+        on_rank_0(begin, recipe, run.objective, run.step)
         return loop(run)
 
 
@@ -119,7 +120,7 @@ def loop(run: Run) -> Run:
 
 
 def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> Run:
-    """Build a run, from its newest whole checkpoint if it has one. Raises UserError before anything is written."""
+    """Build a run, from its newest whole checkpoint if it has one. Writes nothing. Raises UserError."""
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), Path(recipe.train.run)
     on_rank_0(check_run_folder, folder)
     objective = make_objective(recipe)
@@ -147,9 +148,6 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
 
         engines.restore_state(engine, optimizer, read, batch, updates, device)
         engines.restore_loss_scale(engine, state["loss_scale"])
-    step = state.get("step", 0)
-    if step < recipe.train.steps:
-        on_rank_0(begin, recipe, objective, step)
     same_data = resumed and state["data"] == objective.identity()
     return Run(
         recipe=recipe,
@@ -162,7 +160,7 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
         rank=rank,
         ranks=ranks,
         resumed_from=resumed.name if resumed else "",
-        step=step,
+        step=state.get("step", 0),
         skipped=state.get("skipped", 0),
         held_out=state.get("held_out", {}),
         best=state.get("best", {}),
