@@ -59,7 +59,7 @@ def lines(recipe: Recipe, run: Run, report: dict[str, Any], micro_batches: int, 
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[train.precision]
     how = run.engine.module.describe(run.device, precision, recipe.context_length())
     disk, free = room(Path(train.run))
-    checkpoint = checkpoint_bytes(run.objective.config, run.optimizer.state_names, run.ranks)
+    checkpoint = checkpoint_bytes(run.optimizer.numbers, run.ranks)
     most = keep.keep_last + keep.keep_best + 1  # one is written before another is removed
     speed = run.recipe.train.global_batch_tokens / report["seconds"]
     return [
