@@ -45,7 +45,7 @@ def train(
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
     check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, objective)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: objective.identity()["shards"]}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity()["shards"])}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
     with tempfile.TemporaryDirectory() as temporary:
@@ -149,7 +149,7 @@ def compare(
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
-    shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on; default: the run's own.")] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Corpus to evaluate on; it is tokenized with the model's own tokenizer.")
     ] = None,
@@ -160,7 +160,7 @@ def evaluate(
 
     Example: `biogpt evaluate hf/ --shards shards/ --split test`
     """
-    if (shards is None) == (corpus is None):
+    if shards and corpus:
         raise UserError("evaluate: name either --shards or --corpus")
     from data.common.parquet import SPLITS
     from pretrain.inference import evaluate_folder
@@ -168,10 +168,13 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
     result = evaluate_folder(model, shards, corpus, split, step)
-    print(
-        f"{model}: {split} loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f},"
-        f" {result['bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens"
-    )
+    sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
+    for source in sources:  # "" is the whole
+        figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
+        text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
+        if "perplexity" in figures:
+            text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+        print(f"{text}, {figures['tokens']:,} tokens")
 
 
 def export(

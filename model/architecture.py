@@ -29,6 +29,10 @@ class Architecture(nn.Module):
         """How the model computes a training step: compiled or eager, the attention kernel, the recomputation."""
         raise NotImplementedError
 
+    def hidden_matrices(self) -> dict[str, int]:
+        """The parameters that are weights of hidden linear maps: name -> how many matrices are stacked in its rows."""
+        raise NotImplementedError
+
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our parameter names -> by transformers' names, unpadded; each a contiguous part of one of ours."""
         raise NotImplementedError

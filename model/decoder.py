@@ -130,6 +130,11 @@ class Decoder(Architecture):
             f" recomputation {self.config.gradient_checkpointing}"
         )
 
+    def hidden_matrices(self) -> dict[str, int]:
+        """As `Architecture.hidden_matrices`: q, k and v are stacked in one parameter."""
+        names = [name for name, parameter in self.layers.named_parameters("layers") if parameter.dim() == 2]
+        return {name: 3 if "qkv_proj" in name else 1 for name in names}
+
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.to_hf`."""
         return to_hf(tensors, self.config.vocab_size)

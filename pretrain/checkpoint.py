@@ -301,29 +301,30 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
-        del now["data"]["shards"]
+        now["data"] = {key: value for key, value in now["data"].items() if key not in ("shards", "weights")}
     for section, values in now.items():
         record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
             if record.get(key) != value:
-                hint = "; data.allow_other=true resumes all the same" if key == "shards" else ""
+                hint = "; data.allow_other=true resumes all the same" if key in ("shards", "weights") else ""
                 raise UserError(
                     f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
                     f" train.run, or what the run was started with{hint}"
                 )
 
 
-def checkpoint_bytes(config: Any, state_names: tuple[str, ...], ranks: int) -> int:
+def checkpoint_bytes(numbers: dict[str, int], ranks: int) -> int:
     """The room that a checkpoint takes while it is written: fp32 weights and optimizer states, and some headers.
 
-    Shares of several ranks are removed once they are merged, so there is one more file at most.
+    numbers: as `Optimizer.numbers`. Shares of several ranks are removed once they are merged, so there is one more file
+    at most.
     """
-    return 4 * (1 + len(state_names) + (ranks > 1)) * config.parameter_count() + 1_000_000
+    return 4 * (sum(numbers.values()) + (ranks > 1) * max(numbers.values())) + 1_000_000
 
 
-def space_fault(folder: Path, config: Any, state_names: tuple[str, ...], ranks: int) -> str:
+def space_fault(folder: Path, numbers: dict[str, int], ranks: int) -> str:
     """What to say if the disk has no room for a checkpoint, or ""."""
-    (disk, free), needed = room(folder), checkpoint_bytes(config, state_names, ranks)
+    (disk, free), needed = room(folder), checkpoint_bytes(numbers, ranks)
     if free >= needed:
         return ""
     return (

@@ -99,6 +99,7 @@ def build_engine(recipe: Recipe, model: Architecture, ranks: int) -> tuple[Engin
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer.torch, config=config, dist_init_required=False
         )
+    optimizer.locate(held_fragments(engine, optimizer, "model"))
     return engine, optimizer
 
 
@@ -151,31 +152,43 @@ def finish_step(engine: Engine) -> tuple[Tensor, bool]:
 def held_fragments(engine: Engine, optimizer: Optimizer, kind: str) -> Iterator[Fragment]:
     """What this rank holds of the fp32 weights (kind "model") or of one of the optimizer's states, by our names.
 
+    The kind "gradient" is there between the last backward pass of a step and its update: the gradients of the global
+    batch, times `gradient_scale`.
+
     At stage 0 every rank holds everything; at the others each number is held by one rank. The fragments are views:
     writing into them changes the state. Takes no collective. States are zeros, and no views, before the first update.
     """
     _link_states(engine, optimizer)
     for name, parameter in engine.module.named_parameters():
-        if kind != "model" and kind not in optimizer.states[name]:
+        if kind not in ("model", "gradient", *optimizer.states[name]):
             continue
-        state = None if kind == "model" else kind
-        missing = state is not None and not optimizer.torch.state  # every step so far was skipped
-        found = _fragment(engine, optimizer, parameter, None if missing else state)
+        missing = kind not in ("model", "gradient") and not optimizer.torch.state  # every step so far was skipped
+        found = _fragment(engine, optimizer, parameter, "model" if missing else kind)
         if found:
             yield name, found[0], torch.zeros_like(found[1]) if missing else found[1]
 
 
-def _fragment(engine: Engine, optimizer: Optimizer, parameter: Any, state: str | None) -> tuple[int, Tensor] | None:
-    """Where this rank's part of a parameter starts, and its numbers, in fp32; state: of this state of it instead."""
-    stage = engine.zero_optimization_stage()
+def _fragment(engine: Engine, optimizer: Optimizer, parameter: Any, kind: str) -> tuple[int, Tensor] | None:
+    """Where this rank's part of a parameter starts, and its numbers of a kind."""
+    stage, state = engine.zero_optimization_stage(), None if kind == "model" else kind
     if stage == 0:
-        whole = optimizer.torch.state[parameter][state] if state else parameter.detach()
-        return 0, whole.view(-1)
+        whole = {"model": parameter.detach(), "gradient": parameter.grad}
+        found = whole[kind] if kind in whole else optimizer.torch.state[parameter][kind]
+        return None if found is None else (0, found.view(-1))
     if stage < 3:
         mapping = parameter._hp_mapping
-        return mapping and (mapping.lp_fragment_address.start, mapping.get_hp_fragment(state).detach())
+        if mapping is None:
+            return None
+        start, numbers = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+        if kind != "gradient":
+            return start, mapping.get_hp_fragment(state).detach()
+        values = mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+        return start, values[start:][:numbers] if len(values) > numbers else values  # in bf16 at stage 1 it is whole
     # Its public functions return copies for an offloaded optimizer.
-    values, _ = engine.optimizer._get_fp32_opt_state_partition(parameter, True, state)
+    if kind == "gradient":
+        values, _ = engine.optimizer._get_fp32_grad_state_partition(parameter, True)
+    else:
+        values, _ = engine.optimizer._get_fp32_opt_state_partition(parameter, True, state)
     start = values.numel() * dist.get_rank()
     return start, values.detach()[: max(0, parameter.ds_numel - start)]  # the last rank's is padded
 
@@ -189,6 +202,18 @@ def own_fragments(engine: Engine, optimizer: Optimizer, kind: str) -> Iterator[F
         else:
             first, last = (len(values) * each // ranks for each in (rank, rank + 1))
             yield name, first, values[first:last]
+
+
+def updated_numbers(engine: Engine, optimizer: Optimizer) -> dict[str, int]:
+    """How many numbers of the model have a state of the optimizer, by the rule that updates them, over all ranks."""
+    counts = dict.fromkeys(optimizer.rules.values(), 0)
+    for state in optimizer.state_names:
+        for name, _, values in own_fragments(engine, optimizer, state):
+            if state == optimizer.states[name][0]:
+                counts[optimizer.rules[name]] += values.numel()
+    everywhere: list[Any] = [counts] * dist.get_world_size()
+    dist.all_gather_object(everywhere, counts)
+    return {rule: sum(each[rule] for each in everywhere) for rule in counts}
 
 
 def restore_state(
@@ -227,6 +252,11 @@ def _link_states(engine: Engine, optimizer: Optimizer) -> None:
     if optimizer.torch.state and hasattr(wrapper, "_hp_optimizer_states_linked"):
         wrapper._hp_optimizer_states_linked = False
         wrapper._lazy_init_hp_params_optimizer_state()
+
+
+def gradient_scale(engine: Engine) -> float:
+    """By what fp16's loss scaling has multiplied the gradients that wait for the update. 1 in other precisions."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
 
 
 def loss_scale(engine: Engine) -> dict[str, float]:

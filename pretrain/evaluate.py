@@ -5,16 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.held_out import PROBE_EXAMPLES, HeldOut, held_out_figures, summed_loss
+from pretrain.held_out import PROBE_EXAMPLES, HeldOut, combined_figures, held_out_figures, summed_loss
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
 
 
 def probe_loss(run: Run) -> float:
-    """The mean loss of the first PROBE_EXAMPLES held-out examples, by the run's weights as they are now."""
-    held_out = run.objective.held_out()
-    examples = range(min(PROBE_EXAMPLES, held_out.examples))
-    return held_out_figures(held_out, _summed_loss(run, held_out, examples), examples)["loss"]
+    """The loss of the first PROBE_EXAMPLES held-out examples of each source, by the run's weights as they are now."""
+    sources, figures = run.objective.held_out(), {}
+    for name, held_out in sources.items():
+        examples = range(min(PROBE_EXAMPLES, held_out.examples))
+        figures[name] = held_out_figures(held_out, _summed_loss(run, held_out, examples), examples)
+    return combined_figures(sources, figures)["loss"]
 
 
 def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
@@ -24,7 +26,8 @@ def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
         run.stamp(f"the evaluation at step {run.step}", long=True)
         return run.engine(*batch)
 
-    return summed_loss(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
+    with run.stopwatch.part("evaluation"):
+        return summed_loss(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
 
 
 class Evaluator(Observer):
@@ -57,20 +60,25 @@ class Evaluator(Observer):
         best = run.best.get("loss", math.inf)
         if math.isfinite(result["loss"]) and not best <= result["loss"]:  # an old record's best may be NaN
             run.best = run.held_out
-        figures = {name: value for name, value in result.items() if name not in ("loss", "tokens")}
-        text = "".join(f"  {name.replace('_', ' ')} {value:.5g}" for name, value in figures.items())
+        several = len(run.objective.held_out()) > 1  # then the line has their losses, and the metrics the rest
+        told = [name for name in result if (name.endswith("/loss") if several else name not in ("loss", "tokens"))]
+        text = "".join(f"  {name.removesuffix('/loss').replace('_', ' ')} {result[name]:.5g}" for name in told)
         values = {f"validation__{name}": value for name, value in result.items()}
         self._reporter.say(run, f"held-out loss {result['loss']:.4f}{text}", **values)
 
     def _evaluate(self, run: Run) -> dict[str, Any]:
         """The held-out loss of the run's weights as they are now, with other figures."""
-        held_out = run.objective.held_out()
-        examples = min(held_out.examples, run.recipe.evaluate.max_blocks or held_out.examples)
-        first, rest = range(min(PROBE_EXAMPLES, examples)), range(PROBE_EXAMPLES, examples)
-        summed = _summed_loss(run, held_out, first)
-        if len(first) == min(PROBE_EXAMPLES, held_out.examples):
-            self._probe = run.step, held_out_figures(held_out, summed, first)["loss"]
-        return held_out_figures(held_out, summed + _summed_loss(run, held_out, rest), range(examples))
+        sources, limit = run.objective.held_out(), run.recipe.evaluate.max_blocks
+        probed, figures = {}, {}
+        for name, held_out in sources.items():
+            examples = min(held_out.examples, limit or held_out.examples)
+            first, rest = range(min(PROBE_EXAMPLES, examples)), range(PROBE_EXAMPLES, examples)
+            summed = _summed_loss(run, held_out, first)
+            probed[name] = held_out_figures(held_out, summed, first)
+            figures[name] = held_out_figures(held_out, summed + _summed_loss(run, held_out, rest), range(examples))
+        if not 0 < limit < PROBE_EXAMPLES:
+            self._probe = run.step, combined_figures(sources, probed)["loss"]
+        return combined_figures(sources, figures)
 
     def probe(self, run: Run) -> float:
         """The loss of the first examples (`probe_loss`), from this step's evaluation if there was one."""

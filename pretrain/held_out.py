@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 PROBE_EXAMPLES = 8
-"""Every checkpoint records the loss of the first held-out examples. Every resume and export compares with it."""
+"""Every checkpoint records the loss of the first held-out examples of each source. Every resume and export compares
+with it."""
 Batch = tuple[Tensor, ...]
 SummedLoss = Callable[..., Tensor]
 """The tensors of a batch -> the summed loss of its counted targets in nats, a scalar."""
@@ -27,10 +28,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class HeldOut(ABC):
-    """The held-out examples of a run, in a fixed order."""
+    """The held-out examples of one source of data, in a fixed order."""
 
     examples: int
     """How many there are."""
+    weight: float = 1.0
+    """Its share in the held-out loss of a run."""
 
     @abstractmethod
     def batch(self, numbers: range, batch_size: int) -> Batch:
@@ -46,18 +49,35 @@ class HeldOut(ABC):
 
 
 def held_out_loss(
-    model: SummedLoss, held_out: HeldOut, batch_size: int, device: torch.device, max_examples: int = 0
+    model: SummedLoss, sources: dict[str, HeldOut], batch_size: int, device: torch.device, max_examples: int = 0
 ) -> dict[str, Any]:
-    """The mean loss of the counted targets in nats, their number ("tokens") and the held-out set's other figures.
+    """The figures of `held_out_figures`, of one source or of several (`combined_figures`).
 
-    All ranks must call it. max_examples: use at most this many; 0 means all.
+    All ranks must call it. max_examples: use at most this many of each; 0 means all.
     """
-    examples = range(min(held_out.examples, max_examples or held_out.examples))
-    return held_out_figures(held_out, summed_loss(model, held_out, batch_size, device, examples), examples)
+    figures = {}
+    for name, held_out in sources.items():
+        examples = range(min(held_out.examples, max_examples or held_out.examples))
+        summed = summed_loss(model, held_out, batch_size, device, examples)
+        figures[name] = held_out_figures(held_out, summed, examples)
+    return combined_figures(sources, figures)
+
+
+def combined_figures(sources: dict[str, HeldOut], figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the only source; or the loss by the sources' weights, all tokens, and "NAME/loss" and so on."""
+    if len(figures) == 1:
+        return next(iter(figures.values()))
+    loss = sum(sources[name].weight * found["loss"] for name, found in figures.items())
+    tokens = sum(found["tokens"] for found in figures.values())
+    each = {f"{name}/{figure}": value for name, found in figures.items() for figure, value in found.items()}
+    return {"loss": loss, "tokens": tokens, **each}
 
 
 def held_out_figures(held_out: HeldOut, summed: float, examples: range) -> dict[str, Any]:
-    """What `held_out_loss` returns, given the summed loss of the examples."""
+    """The mean loss of the counted targets in nats, their number ("tokens") and the source's other figures.
+
+    summed: the summed loss of the examples.
+    """
     counted = held_out.counted_targets(examples)
     loss = summed / counted
     return {"loss": loss, **held_out.figures(loss), "tokens": counted}

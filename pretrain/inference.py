@@ -8,7 +8,7 @@ import torch
 
 from data.common.files import UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.build import make_shards
-from pretrain.held_out import SummedLoss, held_out_loss
+from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import held_out_blocks, make_objective
@@ -17,31 +17,34 @@ from pretrain.objective import held_out_blocks, make_objective
 def evaluate_folder(
     folder: Path, shards: Path | None, corpus: Path | None, split: str, step: str = ""
 ) -> dict[str, Any]:
-    """The held-out loss of a run's checkpoint or of an HF folder, on shards or on a corpus.
+    """The held-out loss of a run's checkpoint or of an HF folder, on shards, on a corpus, or on the run's own shards.
 
     A corpus is tokenized with the model's own tokenizer. Raises UserError if the shards were made with another one.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()
+    if not (shards or corpus or is_run):
+        raise UserError(f"{folder}: is not a run, which knows its shards; name either --shards or --corpus")
     opened: Any = load_run(folder, step) if is_run else load_hf(folder, device)
     tokenizer = folder / "tokenizer" if is_run else folder
     with tempfile.TemporaryDirectory() as temporary:
-        if shards is None:
-            assert corpus is not None
+        if corpus is not None:
             shards = Path(temporary) / "shards"
             make_shards(corpus, tokenizer, shards, workers=1, splits=(split,))
-        if different := different_tokenizer_file(shards / "tokenizer", tokenizer):
+        if shards is not None and (different := different_tokenizer_file(shards / "tokenizer", tokenizer)):
             raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
-        manifest = read_manifest(shards, "shards")
-        verify_files(shards, manifest)
         if is_run:
             recipe, checkpoint, _ = opened
-            objective = make_objective(recipe.with_shards(shards))
+            objective = make_objective(recipe.with_shards(shards) if shards else recipe)
+            objective.verify()
             model: SummedLoss = load_model(checkpoint, objective, device)
-            held_out = objective.held_out(split)
+            held_out: dict[str, HeldOut] = objective.held_out(split)
         else:
+            assert shards is not None
+            manifest = read_manifest(shards, "shards")
+            verify_files(shards, manifest)
             model = hf_likelihood(opened)
-            held_out = held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)
+            held_out = {"": held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)}
         return held_out_loss(model, held_out, 4, device)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import resource
 import socket
 import statistics
 import sys
@@ -14,17 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]  # made at import
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from data.common.disk import disk_full, disk_full_named, is_full
 from data.common.files import whole_file
+from pretrain import engine as engines
+from pretrain.norms import squared_norms, whole_norms
 from pretrain.run import Observer, Run
 from pretrain.start import start_record
+from pretrain.stopwatch import PARTS
 
 SPIKE_WINDOW = 100  # steps
 SLOW_RANK = 1.5  # times the median rank's own work
+SLOW_DATA = 0.05  # of the time of a step
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
 
@@ -137,6 +143,9 @@ class Reporter(Observer):
         self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self._steps, self._seconds = 0, 0.0  # since the last report, without evaluations and checkpoints
         self._rank_seconds = [0.0] * run.ranks  # since the last report: each rank's own work
+        self._parts = dict.fromkeys(PARTS, 0.0)  # at the last report: seconds of each part of the run
+        self._gradients: dict[str, float] = {}  # squared norms of this rank's part of them, if this step is reported
+        self._told_rules = False
 
     def begin(self, run: Run) -> None:
         """Print the first line, and record what this start is made with."""
@@ -160,11 +169,23 @@ class Reporter(Observer):
                 self.metrics.write(run.step, finite)
             self.metrics.line(run.step, text, passing)
 
+    def before_update(self, run: Run) -> None:
+        """Take the norms of the gradients if this step will be reported."""
+        self._gradients = {}
+        if (run.step + 1) % run.recipe.log.every_steps == 0 or run.step + 1 == run.recipe.train.steps:
+            scale = engines.gradient_scale(run.engine)
+            squared = squared_norms(engines.own_fragments(run.engine, run.optimizer, "gradient"))
+            self._gradients = {group: value / scale**2 for group, value in squared.items()}
+
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
         """Report every n-th step, and a skipped step or a spike at once."""
         loss = report["loss"]
         self._steps, self._seconds = self._steps + 1, self._seconds + report["seconds"]
         self._rank_seconds = [sum(pair) for pair in zip(self._rank_seconds, report["rank_seconds"], strict=True)]
+        if report["applied"] and not self._told_rules:
+            self._told_rules = True
+            counts = engines.updated_numbers(run.engine, run.optimizer).items()
+            self.say(run, ", ".join(f"{rule} updates {count:,} parameters" for rule, count in counts))
         if not report["applied"]:
             self.say(run, f"warning: skipped, a gradient is not finite (blocks {report['blocks']}, loss {loss:.4f})")
         elif len(self._recent) == SPIKE_WINDOW and loss > spike_bound(self._recent):
@@ -177,24 +198,67 @@ class Reporter(Observer):
     def _report(self, run: Run, report: dict[str, Any]) -> None:
         speed = self._steps * run.recipe.train.global_batch_tokens / self._seconds
         ranks = rank_figures([seconds / self._steps for seconds in self._rank_seconds])
+        parts = self._part_seconds(run)
+        norms, memory = self._norms_and_memory(run)
+        epochs = run.objective.epochs(run.step * run.recipe.global_batch_size())
         self._steps, self._seconds, self._rank_seconds = 0, 0.0, [0.0] * run.ranks
         values = {f"train__{name}": report[name] for name in ("loss", "learning_rate", "gradient_norm")}
         values |= {"train__tokens_per_second": speed, "train__skipped_steps": run.skipped}
         values |= {f"train__{name}": value for name, value in ranks.items()}
-        text = f"loss {report['loss']:.4f}  lr {report['learning_rate']:.2e}  {speed:,.0f} tokens/s"
+        values |= {"train__tokens": run.step * run.recipe.train.global_batch_tokens, **norms}
+        for section, figures in (("epochs", epochs), ("seconds", parts), ("memory", memory)):
+            values |= {f"{section}__{name}": value for name, value in figures.items()}
+        text = f"loss {report['loss']:.4f}  norm {report['gradient_norm']:.3g}  lr {report['learning_rate']:.2e}"
+        text += f"  epoch {max(epochs.values()):.2f}  {max(memory.values()):.1f} GiB  {speed:,.0f} tokens/s"
         peak = peak_flops()
         if peak:
             mfu = speed * run.objective.config.flops_per_token(run.recipe.context_length()) / (peak * run.ranks)
             values["train__mfu"] = mfu
             text += f"  MFU {mfu:.1%}"
+        if parts["data"] > SLOW_DATA * (sum(parts.values()) - parts["evaluation"] - parts["checkpoint"]):
+            text += f"  data {parts['data']:.2g} s a step"
         if ranks["rank_seconds_max"] > SLOW_RANK * ranks["rank_seconds_median"]:
             text += f"  rank {ranks['slowest_rank']} is slow"
         self.say(run, text, passing=not run.ending, **values)
+
+    def _part_seconds(self, run: Run) -> dict[str, float]:
+        """Seconds of each part of the run since the last report, divided by the steps since then."""
+        before, self._parts = self._parts, run.stopwatch.seconds.copy()
+        return {part: (seconds - before[part]) / self._steps for part, seconds in self._parts.items()}
+
+    def _norms_and_memory(self, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+        """Norms of gradients and weights by group, over all ranks; memory, of the rank that uses most.
+
+        Every rank must call it.
+        """
+        weights = squared_norms(engines.own_fragments(run.engine, run.optimizer, "model"))
+        ranks: list[Any] = [None] * run.ranks
+        dist.all_gather_object(ranks, (self._gradients, weights, memory_figures(run.device)))
+        gradients, weights, memory = (list(each) for each in zip(*ranks, strict=True))
+        norms = {f"gradient_norm__{group}": norm for group, norm in whole_norms(gradients).items()}
+        norms |= {f"weight_norm__{group}": norm for group, norm in whole_norms(weights).items()}
+        return norms, {name: max(figures[name] for figures in memory) for name in memory[0]}
 
     def close(self) -> None:
         """Flush everything."""
         if self.metrics:
             self.metrics.close()
+
+
+def memory_figures(device: torch.device) -> dict[str, float]:
+    """On a GPU, the most GiB that tensors took, and that torch reserved for them, since the last call.
+
+    On a CPU, the most that this process has ever had in memory.
+    """
+    if device.type == "cuda":
+        taken = {
+            "allocated": torch.cuda.max_memory_allocated(device),
+            "reserved": torch.cuda.max_memory_reserved(device),
+        }
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        taken = {"process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {f"{name}_gib": value / 2**30 for name, value in taken.items()}
 
 
 def rank_figures(seconds: list[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_manifest, sha256, verify_files
-from data.shards.blocks import TokenStream, TrainingBlocks, held_out_batch
+from data.shards.blocks import MixedBlocks, TokenStream, held_out_batch
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.decoder import Decoder, document_offsets
@@ -61,12 +61,12 @@ class Objective(ABC):
     def identity(self) -> dict[str, Any]:
         """What the examples and their order depend on, besides the step. A resumed run must have the same.
 
-        The key "shards" is a hash of the data's content, which `data.allow_other` lets differ.
+        The keys "shards", hashes of the data's content, and "weights" may differ with `data.allow_other`.
         """
 
     @abstractmethod
-    def held_out(self, split: str = "validation") -> HeldOut:
-        """The held-out examples of a split. Raises UserError if it is empty."""
+    def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
+        """The held-out examples of a split: name of a source -> those of it. Raises UserError if one is empty."""
 
     @abstractmethod
     def describe(self) -> tuple[str, dict[str, str]]:
@@ -92,6 +92,10 @@ class Objective(ABC):
         """
 
     @abstractmethod
+    def epochs(self, examples: int) -> dict[str, float]:
+        """How often the first so many examples of the run go through each source of data, by its name."""
+
+    @abstractmethod
     def outputs(self, model: Architecture, batch: Batch) -> Tensor:
         """The model's outputs for a batch, which an export must reproduce."""
 
@@ -104,29 +108,40 @@ class NextToken(Objective):
     """Predict every token of packed blocks from the tokens before it."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._shards = recipe, Path(recipe.data.shards)
-        self._manifest = read_manifest(self._shards, "shards")
-        vocabulary = self._manifest["counts"]["vocabulary"]
+        self._recipe, self._folders = recipe, recipe.shards_folders()
+        self._manifests = {name: read_manifest(folder, "shards") for name, folder in self._folders.items()}
+        first, *others = self._folders
+        for name in others:
+            if _tokenizer(self._manifests[name]) != _tokenizer(self._manifests[first]):
+                raise UserError(
+                    f"data.shards: {self._folders[name]} was made with another tokenizer than {self._folders[first]};"
+                    " make all of them with `biogpt shards --tokenizer` of one folder"
+                )
+        vocabulary = self._manifests[first]["counts"]["vocabulary"]
         if recipe.model.vocab_size not in (None, vocabulary):
             raise UserError(
-                f"model.vocab_size = {recipe.model.vocab_size}: {self._shards} was made with a vocabulary of"
+                f"model.vocab_size = {recipe.model.vocab_size}: {self._folders[first]} was made with a vocabulary of"
                 f" {vocabulary}; leave the key out"
             )
         self.config: DecoderConfig = recipe.decoder_config(vocabulary)
-        self.tokenizer = self._shards / "tokenizer"
-        self._held_out: dict[str, HeldOut] = {}
+        self.tokenizer = self._folders[first] / "tokenizer"
+        self._held_out: dict[str, dict[str, HeldOut]] = {}
 
     @cached_property
-    def _blocks(self) -> TrainingBlocks:
+    def _blocks(self) -> MixedBlocks:
         recipe = self._recipe
-        stream = TokenStream(self._shards, self._manifest, "train")
-        return TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
+        streams = [TokenStream(folder, self._manifests[name], "train") for name, folder in self._folders.items()]
+        weights = list(recipe.shards_weights().values())
+        return MixedBlocks(streams, weights, recipe.context_length(), recipe.train.seed)
 
-    def held_out(self, split: str = "validation") -> HeldOut:
-        """The blocks of a split."""
+    def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
+        """The blocks of a split of each folder of shards."""
         if split not in self._held_out:
-            blocks = held_out_blocks(self._shards, self._manifest, split, self._recipe.context_length())
-            self._held_out[split] = blocks
+            weights, length = self._recipe.shards_weights(), self._recipe.context_length()
+            self._held_out[split] = {
+                name: held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
+                for name, folder in self._folders.items()
+            }
         return self._held_out[split]
 
     def check(self) -> None:
@@ -136,13 +151,18 @@ class NextToken(Objective):
 
     def verify(self) -> None:
         """As `Objective.verify`. Shards that `biogpt train` has just verified are not read twice."""
-        if os.environ.get(VERIFIED) != self.identity()["shards"]:
-            verify_files(self._shards, self._manifest)
+        if os.environ.get(VERIFIED) != str(self.identity()["shards"]):
+            for name, folder in self._folders.items():
+                verify_files(folder, self._manifests[name])
 
     def identity(self) -> dict[str, Any]:
         """As `Objective.identity`."""
+        hashes = {name: sha256(folder / MANIFEST) for name, folder in self._folders.items()}
+        weights = {name: str(weight) for name, weight in self._recipe.shards_weights().items()}
+        several = len(hashes) > 1
         return {
-            "shards": sha256(self._shards / MANIFEST),
+            "shards": hashes if several else next(iter(hashes.values())),
+            **({"weights": weights} if several else {}),
             "context_length": self._recipe.context_length(),
             "global_batch_tokens": self._recipe.train.global_batch_tokens,
             "seed": self._recipe.train.seed,
@@ -150,8 +170,11 @@ class NextToken(Objective):
 
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
-        train = self._manifest["counts"]["train"]
-        figures = {"training documents, tokens": f"{train['documents']:,}, {train['tokens']:,}"}
+        figures = {}
+        for name, weight in self._recipe.shards_weights().items():
+            train = self._manifests[name]["counts"]["train"]
+            source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
+            figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
         return "causal language model", figures
 
     def build_model(self) -> Decoder:
@@ -173,6 +196,10 @@ class NextToken(Objective):
             return inputs, targets
         return inputs, targets, document_offsets(inputs, self.config.eos_token_id)
 
+    def epochs(self, examples: int) -> dict[str, float]:
+        """As `Objective.epochs`."""
+        return dict(zip(self._folders, self._blocks.epochs(examples), strict=True))
+
     def counted_targets(self, numbers: range) -> int:
         """As `Objective.counted_targets`: every position is a target."""
         return len(numbers) * self._recipe.context_length()
@@ -190,8 +217,8 @@ class NextToken(Objective):
 class HeldOutBlocks(HeldOut):
     """A stream of tokens, cut into blocks in its own order."""
 
-    def __init__(self, stream: TokenStream, context_length: int) -> None:
-        self._stream, self._context_length = stream, context_length
+    def __init__(self, stream: TokenStream, context_length: int, weight: float = 1.0) -> None:
+        self._stream, self._context_length, self.weight = stream, context_length, weight
         self.examples = math.ceil(len(stream) / context_length)
 
     def batch(self, numbers: range, batch_size: int) -> Batch:
@@ -212,12 +239,19 @@ class HeldOutBlocks(HeldOut):
         return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits_per_token * tokens_per_byte}
 
 
-def held_out_blocks(shards: Path, manifest: dict[str, Any], split: str, context_length: int) -> HeldOutBlocks:
+def _tokenizer(manifest: dict[str, Any]) -> list[str]:
+    """Hashes of the tokenizer in a folder of shards."""
+    return [manifest["files"][f"tokenizer/{name}"]["sha256"] for name in ("vocab.json", "merges.txt")]
+
+
+def held_out_blocks(
+    shards: Path, manifest: dict[str, Any], split: str, context_length: int, weight: float = 1.0
+) -> HeldOutBlocks:
     """The blocks of a split of a shards folder. Raises UserError if it is empty."""
     if not manifest["counts"].get(split, {}).get("tokens"):
         hint = f"; make the corpus with a larger --{split}-fraction" if split != "train" else ""
         raise UserError(f"{shards}: the {split} split is empty{hint}")
-    return HeldOutBlocks(TokenStream(shards, manifest, split), context_length)
+    return HeldOutBlocks(TokenStream(shards, manifest, split), context_length, weight)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}

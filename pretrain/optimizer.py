@@ -6,6 +6,7 @@ them.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from model.architecture import Architecture
+from pretrain.muon import Muon
 from pretrain.recipe import OptimizerSection, Recipe
+from pretrain.tensor_file import Fragment
 
 Groups = list[dict[str, Any]]
-"""As torch's optimizers take them, each with two keys of ours.
+"""As torch's optimizers take them, each with three keys of ours.
 
-"states": the names of the tensors that the optimizer keeps for each parameter of the group. Each must have the
-parameter's shape. "rate_multiplier": the schedule's learning rate is multiplied by it.
+"rule": what the log calls the way in which these parameters are updated. "states": the names of the tensors that the
+optimizer keeps for each parameter of the group. Each must have the parameter's shape. "rate_multiplier": the schedule's
+learning rate is multiplied by it.
 """
 
 
@@ -32,8 +36,8 @@ class OptimizerKind(ABC):
     """Its name in checkpoints when `deepspeed.offload_optimizer` keeps it on the CPU."""
 
     @abstractmethod
-    def groups(self, parameters: dict[str, Parameter], settings: OptimizerSection) -> Groups:
-        """The parameter groups of a model, given its parameters by name."""
+    def groups(self, model: Architecture, settings: OptimizerSection) -> Groups:
+        """The parameter groups of a model."""
 
     @abstractmethod
     def build(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
@@ -41,7 +45,7 @@ class OptimizerKind(ABC):
 
     @abstractmethod
     def build_offloaded(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
-        """The same on the CPU, in an implementation that DeepSpeed can offload. Raises UserError if there is none."""
+        """The same on the CPU, by an optimizer that DeepSpeed can offload. The recipe refuses kinds that have none."""
 
 
 class AdamW(OptimizerKind):
@@ -50,16 +54,18 @@ class AdamW(OptimizerKind):
     record, offloaded_record = "torch.optim.AdamW", "deepspeed.ops.adam.DeepSpeedCPUAdam"
     states = ("exp_avg", "exp_avg_sq")
 
-    def groups(self, parameters: dict[str, Parameter], settings: OptimizerSection) -> Groups:
+    def groups(self, model: Architecture, settings: OptimizerSection) -> Groups:
         """One group, or two where biases and norms are not decayed."""
-        everything = list(parameters.values())
-        groups: Groups = [{"params": everything}]
+        return self._groups(list(model.parameters()), settings)
+
+    def _groups(self, parameters: list[Parameter], settings: OptimizerSection) -> Groups:
+        groups: Groups = [{"params": parameters}]
         if not settings.decay_biases_and_norms:
             groups = [
-                {"params": [parameter for parameter in everything if parameter.dim() > 1]},
-                {"params": [parameter for parameter in everything if parameter.dim() < 2], "weight_decay": 0.0},
+                {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
+                {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
             ]
-        return [group | {"states": self.states, "rate_multiplier": 1.0} for group in groups]
+        return [group | {"rule": "AdamW", "states": self.states, "rate_multiplier": 1.0} for group in groups]
 
     def build(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
         """As `OptimizerKind.build`."""
@@ -80,7 +86,38 @@ class AdamW(OptimizerKind):
         }
 
 
-KINDS: dict[str, OptimizerKind] = {"adamw": AdamW()}
+class MuonKind(AdamW):
+    """Muon for the hidden matrices, AdamW for everything else, at the same rate."""
+
+    record = "pretrain.muon.Muon"
+
+    def groups(self, model: Architecture, settings: OptimizerSection) -> Groups:
+        """The hidden matrices, then the groups of AdamW."""
+        hidden, parameters = model.hidden_matrices(), dict(model.named_parameters())
+        stacks = {}
+        for name, count in hidden.items():
+            rows, columns = parameters[name].shape
+            stacks[name] = [(rows // count, columns)] * count
+        matrices = {
+            "params": [parameters[name] for name in hidden],
+            "rule": "Muon",
+            "states": ("momentum",),
+            "rate_multiplier": 1.0,
+            "matrices": stacks,
+        }
+        return [matrices, *self._groups([each for name, each in parameters.items() if name not in hidden], settings)]
+
+    def build(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
+        """As `OptimizerKind.build`."""
+        chosen = settings.momentum, settings.newton_schulz_precision
+        return Muon(groups, *chosen, fused=torch.cuda.is_available(), **self._options(settings))
+
+    def build_offloaded(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
+        """DeepSpeed has none, and the recipe refuses it."""
+        raise NotImplementedError
+
+
+KINDS: dict[str, OptimizerKind] = {"adamw": AdamW(), "muon": MuonKind()}
 
 
 def optimizer_record(recipe: Recipe) -> str:
@@ -94,19 +131,35 @@ class Optimizer:
 
     def __init__(self, recipe: Recipe, model: Architecture) -> None:
         kind, parameters = KINDS[recipe.optimizer.kind], dict(model.named_parameters())
-        groups = kind.groups(parameters, recipe.optimizer)
+        groups = kind.groups(model, recipe.optimizer)
         names = {id(parameter): name for name, parameter in parameters.items()}
         self.states: dict[str, tuple[str, ...]] = {
             names[id(parameter)]: group["states"] for group in groups for parameter in group["params"]
         }
         """Parameter name -> the names of its states."""
+        self.rules = {names[id(parameter)]: group["rule"] for group in groups for parameter in group["params"]}
+        """Parameter name -> how it is updated."""
+        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        self.numbers = {"model": sum(sizes.values())}
+        """What a checkpoint holds: "model" and the states -> how many numbers, over all ranks."""
+        for name, states in self.states.items():
+            for state in states:
+                self.numbers[state] = self.numbers.get(state, 0) + sizes[name]
         build = kind.build_offloaded if recipe.deepspeed.offload_optimizer else kind.build
         self.torch = build(groups, recipe.optimizer)
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of all states, each once. A checkpoint has one file for each."""
-        return tuple(dict.fromkeys(state for states in self.states.values() for state in states))
+        return tuple(kind for kind in self.numbers if kind != "model")
+
+    def locate(self, fragments: Iterable[Fragment]) -> None:
+        """Tell the optimizer where the model's parameters are, once DeepSpeed has put them into flat pieces.
+
+        fragments: views of the fp32 weights that this rank holds.
+        """
+        if isinstance(self.torch, Muon):
+            self.torch.locate(fragments)
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the schedule's rate for the next step. A multiplier of 1 leaves it as it is, to the last bit."""

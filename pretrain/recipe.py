@@ -4,15 +4,19 @@ Each section has a class of its own. Unknown keys are refused with the nearest k
 together.
 """
 
+import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from data.common.files import UserError, whole_file
 from data.common.settings import Section, override, read_toml, validate
+from data.shards.mixture import LONGEST_PERIOD, period_of
 from data.text.ids import BOS_ID, EOS_ID, PAD_ID
 from model.config import PRESETS, Boundaries, DecoderConfig, Initialization, Recomputation
 from pretrain import ROOT
@@ -22,10 +26,13 @@ BUNDLED = ROOT / "launch" / "recipes"
 
 # Bounds keep every number finite and computable. They are far from what makes sense.
 Steps = Annotated[int, Field(le=10**9)]
+Step = Annotated[int, Field(ge=1, le=10**9)]
 Size = Annotated[int, Field(le=2**20)]
 Rate = Annotated[float, Field(le=1e30, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+SOURCE = re.compile(r"[A-Za-z0-9_-]+")
+"""Names of the folders in `data.shards`."""
 
 
 class ModelSection(Section):
@@ -56,9 +63,20 @@ class ModelSection(Section):
     checkpoint."""
 
 
+def _check_folders(given: Any) -> Any:
+    folders = given if isinstance(given, dict) else {"train": given}
+    fit = (SOURCE.fullmatch(name) and isinstance(folder, str) and folder for name, folder in folders.items())
+    if folders and all(fit):
+        return given
+    raise PydanticCustomError("shards", 'must be a folder, or a table of folders, as in {pubmed = "a", pmc = "b"}')
+
+
 class DataSection(Section):
-    shards: Name = "shards"
-    """Folder written by `biogpt shards`."""
+    shards: Annotated[str | dict[str, str], PlainValidator(_check_folders)] = "shards"
+    """Folder written by `biogpt shards`; or a table of several, made with the same tokenizer: a name -> its folder."""
+    weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
+    """For a table of folders, the share of each in the tokens of training: its name -> a number. 9 and 1 are 90 % and
+    10 %. The held-out loss is weighted in the same way."""
     allow_other: bool = False
     """Resume a run with other shards than it was started with. Otherwise that is refused."""
 
@@ -95,8 +113,9 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    kind: Literal["adamw"] = "adamw"
-    """How updates are computed."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """"muon": hidden matrices are updated by their orthogonalized momentum, everything else by AdamW. Its updates are
+    scaled to AdamW's size, so learning_rate and weight_decay mean the same for both."""
     learning_rate: Rate = Field(default=2e-4, gt=0)
     """Peak of the schedule."""
     betas: tuple[Probability, Probability] = (0.9, 0.98)
@@ -106,6 +125,11 @@ class OptimizerSection(Section):
     """Scale gradients down to at most this norm. 0 means no clipping."""
     decay_biases_and_norms: bool = True
     """BioGPT applies weight decay to every parameter. false exempts those with one dimension."""
+    momentum: Probability = 0.95
+    """Muon's."""
+    newton_schulz_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the products that make Muon's updates orthogonal. bf16 is faster on a GPU; then a run that is
+    resumed on another number of ranks takes visibly other steps."""
 
 
 class ScheduleSection(Section):
@@ -151,12 +175,14 @@ class EvaluateSection(Section):
     every_steps: Steps = Field(default=1_000, ge=1)
     """Compute the held-out loss at step 0, every this many steps, at each checkpoint and at the end."""
     max_blocks: Steps = Field(default=0, ge=0)
-    """Evaluate at most this many blocks of the validation split. 0 means all."""
+    """Evaluate at most this many blocks of each validation split. 0 means all."""
 
 
 class LogSection(Section):
     every_steps: Steps = Field(default=10, ge=1)
-    """Log the loss and the speed every this many steps."""
+    """Log the loss, the speed and the other figures every this many steps."""
+    profile_steps: tuple[Step, Step] | None = None
+    """The first and the last step of which rank 0 writes a profiler's trace into the run's folder `traces`."""
 
 
 class Recipe(Section):
@@ -209,7 +235,18 @@ class Recipe(Section):
 
     def with_shards(self, shards: Path) -> "Recipe":
         """The same recipe for shards in another folder."""
-        return self.model_copy(update={"data": self.data.model_copy(update={"shards": str(shards)})})
+        return self.model_copy(update={"data": self.data.model_copy(update={"shards": str(shards), "weights": None})})
+
+    def shards_folders(self) -> dict[str, Path]:
+        """The folders of shards, in the order of their names. A single one is called "train"."""
+        shards = self.data.shards if isinstance(self.data.shards, dict) else {"train": self.data.shards}
+        return {name: Path(shards[name]) for name in sorted(shards)}
+
+    def shards_weights(self) -> dict[str, Fraction]:
+        """The share of each folder of shards in training. They sum to 1."""
+        weights = self.data.weights or {}
+        given = {name: Fraction(str(weights.get(name, 1))) for name in self.shards_folders()}
+        return {name: weight / sum(given.values()) for name, weight in given.items()}
 
     def _shape(self) -> dict[str, Any]:
         given = self.model.model_dump(exclude={"preset", "weights"}, exclude_none=True)
@@ -241,7 +278,16 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     recipe = validate(Recipe, settings, source)
     if recipe.model.preset not in PRESETS:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
-    mistakes = [*_model_mistakes(recipe), *_deepspeed_mistakes(recipe), *_schedule_mistakes(recipe)]
+    mistakes = [
+        *_model_mistakes(recipe),
+        *_data_mistakes(recipe),
+        *_optimizer_mistakes(recipe),
+        *_deepspeed_mistakes(recipe),
+        *_schedule_mistakes(recipe),
+    ]
+    first, last = recipe.log.profile_steps or (0, 0)
+    if first > last:
+        mistakes.append(f"log.profile_steps = [{first}, {last}]: the first step is after the last")
     if mistakes:
         raise UserError(f"{source}: {'; '.join(mistakes)}")
     return recipe
@@ -259,6 +305,26 @@ def _model_mistakes(recipe: Recipe) -> Iterator[str]:
         recipe.decoder_config(vocab_size=8)
     except UserError as error:
         yield str(error)
+
+
+def _data_mistakes(recipe: Recipe) -> Iterator[str]:
+    table, weights = recipe.data.shards if isinstance(recipe.data.shards, dict) else {}, recipe.data.weights or {}
+    for name in sorted(weights.keys() - table.keys()):
+        yield f"data.weights.{name}: data.shards has no folder of that name; it has {', '.join(table) or 'no table'}"
+    if len(table) > 1:
+        for name in sorted(table.keys() - weights.keys()):
+            yield f"data.weights.{name}: is missing; every folder of data.shards needs its share"
+        if period_of(list(recipe.shards_weights().values())) > LONGEST_PERIOD:
+            yield "data.weights: give the shares with fewer digits, as in 0.75 and 0.25"
+
+
+def _optimizer_mistakes(recipe: Recipe) -> Iterator[str]:
+    chosen, default = recipe.optimizer, OptimizerSection()
+    for key in ("momentum", "newton_schulz_precision"):
+        if chosen.kind != "muon" and getattr(chosen, key) != getattr(default, key):
+            yield f'optimizer.{key}: optimizer.kind = "{chosen.kind}" does not use it; remove it, or use muon'
+    if chosen.kind == "muon" and recipe.deepspeed.offload_optimizer:
+        yield 'deepspeed.offload_optimizer = true: optimizer.kind = "muon" cannot be offloaded; use adamw'
 
 
 def _deepspeed_mistakes(recipe: Recipe) -> Iterator[str]:
@@ -304,7 +370,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved settings as TOML, with absolute paths."""
     settings = recipe.model_dump(mode="json", exclude_none=True)
     for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config"), ("model", "weights")):
-        if key in settings[section]:
+        if isinstance(settings[section].get(key), dict):
+            settings[section][key] = {name: str(Path(each).resolve()) for name, each in settings[section][key].items()}
+        elif key in settings[section]:
             settings[section][key] = str(Path(settings[section][key]).resolve())
     with whole_file(path) as stream:
         tomli_w.dump(settings, stream)

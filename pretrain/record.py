@@ -68,10 +68,11 @@ def read_record(run: Path) -> Record:
     return Record(figures, starts or {0: _settings_of_folder(run)})
 
 
-def settings_record(recipe: dict[str, dict[str, Any]], shards: str) -> dict[str, Any]:
+def settings_record(recipe: dict[str, dict[str, Any]], shards: Any) -> dict[str, Any]:
     """The settings of a recipe by their full names, such as "train.steps".
 
-    Paths give way to what they lead to: `shards` is the hash of the data, and a DeepSpeed file becomes its sha256.
+    Paths give way to what they lead to: `shards` is the hash of the data, or those of several folders, and a DeepSpeed
+    file becomes its sha256.
     """
     flat = {f"{section}.{key}": value for section, keys in recipe.items() for key, value in keys.items()}
     del flat["train.run"]

@@ -83,6 +83,8 @@ def plot_curves(records: dict[str, Record], path: Path) -> None:
         if not name.endswith("loss"):
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
+        if not axes.lines:
+            axes.set(xticks=[], yticks=[], xlabel="", ylabel="nothing recorded")
     figure.axes[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     figure.axes[3].yaxis.set_major_formatter("{x:,.0f}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -94,5 +96,6 @@ def _draw(axes: Any, curve: dict[int, float], mean_of: int, **style: Any) -> Non
     steps, values = list(curve), list(curve.values())
     if mean_of > 1 and len(values) > mean_of:
         axes.plot(steps, values, linewidth=0.6, alpha=0.35, color=style["color"])
-        values = [statistics.fmean(values[max(0, end - mean_of) : end]) for end in range(1, len(values) + 1)]
+        sides = [min(mean_of // 2, place, len(values) - 1 - place) for place in range(len(values))]  # alike, so no lag
+        values = [statistics.fmean(values[place - side : place + side + 1]) for place, side in enumerate(sides)]
     axes.plot(steps, values, marker="o" if len(values) < 30 else "", markersize=3, **style)

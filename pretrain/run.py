@@ -10,6 +10,7 @@ from data.common.lease import Lease
 from pretrain.objective import Objective
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
+from pretrain.stopwatch import Stopwatch
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,9 @@ class Run:
     stamps: int = 0
     """Number of stamps so far. The watchdog sees by it whether this rank moves."""
 
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.device)
+
     @property
     def ending(self) -> bool:
         """Whether this was the last step of this process."""
@@ -65,6 +69,9 @@ class Observer:
 
     def begin(self, run: Run) -> None:
         """Called before the first step."""
+
+    def before_update(self, run: Run) -> None:
+        """Called in each step when its gradients are complete, before the weights are updated."""
 
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
         """Called after each step with the report of `train.update`."""

@@ -7,7 +7,17 @@ from data.common.files import MANIFEST, UserError, read_json, whole_file, write_
 from pretrain.recipe import load_recipe
 
 VERSION = 1
-NAMES = {MANIFEST, "recipe.toml", "metrics.jsonl", "tensorboard", "checkpoints", "latest", "tokenizer", "stop"}
+NAMES = {
+    MANIFEST,
+    "recipe.toml",
+    "metrics.jsonl",
+    "tensorboard",
+    "traces",
+    "checkpoints",
+    "latest",
+    "tokenizer",
+    "stop",
+}
 """Everything that a run writes into its folder."""
 
 

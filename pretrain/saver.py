@@ -105,7 +105,6 @@ class Saver(Observer):
         self._layout = Layout(run.engine.module)
         self._executor = ThreadPoolExecutor(1)
         self._pending: Pending | None = None
-        self._started, self._blocked_seconds = time.monotonic(), 0.0
 
     def begin(self, run: Run) -> None:
         """Compare the first loss after a resume with the recorded one. Raises RuntimeError if they differ."""
@@ -130,18 +129,15 @@ class Saver(Observer):
 
         If the disk is full the run goes on, unless this was its last step.
         """
-        began = time.monotonic()
-        if self._pending:
-            self._advance(run, report["saver_codes"])
-        if run.ending or run.step % run.recipe.checkpoint.every_steps == 0:
-            self._wait(run)  # for the one before
-            evaluating = time.monotonic()
-            if not run.stop_reason:
-                self._evaluator.evaluate(run)
-            probe = self._evaluator.probe(run)
-            began += time.monotonic() - evaluating
-            self._save(run, probe, background=run.recipe.checkpoint.background and not run.ending)
-        self._blocked_seconds += time.monotonic() - began
+        with run.stopwatch.part("checkpoint"):
+            if self._pending:
+                self._advance(run, report["saver_codes"])
+            if run.ending or run.step % run.recipe.checkpoint.every_steps == 0:
+                self._wait(run)  # for the one before
+                if not run.stop_reason:
+                    self._evaluator.evaluate(run)
+                probe = self._evaluator.probe(run)
+                self._save(run, probe, background=run.recipe.checkpoint.background and not run.ending)
 
     def close(self) -> None:
         """End the thread."""
@@ -211,8 +207,8 @@ class Saver(Observer):
         if run.rank:
             return
         path, verify_seconds = pending.work.result()
-        now = time.monotonic()
-        seconds, share = now - pending.begun, self._blocked_seconds / (now - self._started)
+        seconds, spent = time.monotonic() - pending.begun, run.stopwatch.seconds
+        share = spent["checkpoint"] / sum(spent.values())
         self._reporter.say(
             run,
             f"checkpoint {path}  after {seconds:.1f} s (copy {pending.copy_seconds:.1f}, verify {verify_seconds:.1f});"
@@ -247,7 +243,7 @@ class Saver(Observer):
 
 def _begin(run: Run, writer: CheckpointWriter) -> None:
     """Make the hidden folder, if the disk has room for the checkpoint; DiskFull otherwise."""
-    if fault := space_fault(run.folder, run.objective.config, run.optimizer.state_names, run.ranks):
+    if fault := space_fault(run.folder, run.optimizer.numbers, run.ranks):
         raise DiskFull(fault)
     with _disk_full_named(run):
         writer.begin()

@@ -1,38 +1,62 @@
-"""The time of a rank's own work in a step: bringing data and the forward passes, without waiting for other ranks.
-
-Backward passes are left out, because they wait for the other ranks' gradients. At ZeRO 3 the forward passes gather
-weights from all ranks, so a slow rank slows all of them, and only slow data tells the ranks apart.
-"""
+"""Where the time of a run goes, by parts such as "data", "forward" and "checkpoint"."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.profiler import record_function
+
+OTHER = "other"
+PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "evaluation", "checkpoint", "observers", OTHER)
+"""The parts of a run. "checkpoint" is the time that the run waits, and "observers" are those that are no part alone."""
 
 
 class Stopwatch:
-    """Adds up the time of `with` blocks. On a GPU, it is the time that the GPU spends in them."""
+    """Splits time into parts, by `with stopwatch.part("data"):`. A part inside another one interrupts it.
+
+    Every moment belongs to one part, or to "other", so the parts add up to the whole time. On a GPU the moments are
+    those at which the GPU reaches the beginning and the end of a part's work. Marking them makes nobody wait, but they
+    can be read only when the GPU has passed them, and they are kept until `read`.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._blocks: list[list[Any]] = []  # beginning and end
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        """Part -> its seconds from the beginning to the last `read`."""
+        self._marks: list[tuple[str, Any]] = []  # the part that begins, and when
+        self._mark(OTHER)
 
-    def __enter__(self) -> None:
-        self._blocks.append([self._now()])
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """The block belongs to this part. A profiler's trace shows it under this name too."""
+        outer, _ = self._marks[-1]
+        self._mark(name)
+        try:
+            with record_function(name):
+                yield
+        finally:
+            self._mark(outer)
 
-    def __exit__(self, *_: object) -> None:
-        self._blocks[-1].append(self._now())
+    def since_read(self, *parts: str) -> float:
+        """Seconds in these parts since the last `read`."""
+        return sum(self._seconds(begun, ended) for (name, begun), (_, ended) in pairwise(self._marks) if name in parts)
 
-    def seconds(self) -> float:
-        """Seconds in all blocks so far. On a GPU, it waits until their work is done."""
+    def read(self) -> None:
+        """Add to `seconds` what has passed between the last `read` and the last beginning or end of a part."""
+        for (name, begun), (_, ended) in pairwise(self._marks):
+            self.seconds[name] += self._seconds(begun, ended)
+        del self._marks[:-1]
+
+    def _mark(self, name: str) -> None:
         if self._on_gpu:
-            self._blocks[-1][1].synchronize()
-            return sum(begun.elapsed_time(ended) for begun, ended in self._blocks) / 1e3
-        return sum(ended - begun for begun, ended in self._blocks)
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._marks.append((name, moment))
 
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def _seconds(self, begun: Any, ended: Any) -> float:
+        return begun.elapsed_time(ended) / 1e3 if self._on_gpu else ended - begun

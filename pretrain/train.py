@@ -36,9 +36,16 @@ from pretrain.run import Observer, Run
 from pretrain.run_folder import begin_run_folder, check_run_folder
 from pretrain.saver import Saver, load_newest, on_rank_0
 from pretrain.schedule import learning_rate
-from pretrain.stopwatch import Stopwatch
 from pretrain.tensor_file import Fragment, Layout, read_fragments
+from pretrain.trace import Tracer
 from pretrain.watchdog import Watchdog
+
+OWN_WORK = ("data", "forward")
+"""The parts of a step in which a rank does not wait for the others, as it does in backward passes.
+
+At ZeRO 3 the forward passes gather weights from all ranks, so a slow rank slows all of them, and only slow data tells
+the ranks apart.
+"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,14 +101,15 @@ def loop(run: Run) -> Run:
     reporter = Reporter(run)
     evaluator = Evaluator(reporter)
     saver = Saver(run, reporter, evaluator)
-    observers: list[Observer] = [Watchdog(run), reporter, evaluator, saver]
+    observers: list[Observer] = [Watchdog(run), reporter, evaluator, saver, Tracer(reporter)]
     try:
         for observer in observers:
             observer.begin(run)
         while not run.ending:
-            report = update(run, request.code, saver.code)
-            for observer in observers:
-                observer.after_step(run, report)
+            report = update(run, request.code, saver.code, observers)
+            with run.stopwatch.part("observers"):
+                for observer in observers:
+                    observer.after_step(run, report)
         reporter.say(run, f"stopped by {run.stop_reason}: {run.folder}" if run.stop_reason else f"done: {run.folder}")
     finally:
         request.close()
@@ -126,7 +134,7 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
     elif recipe.model.weights:
         objective.load_weights(model, Path(recipe.model.weights))
     engine, optimizer = engines.build_engine(recipe, model, ranks)
-    fault = on_rank_0(space_fault, folder, objective.config, optimizer.state_names, ranks)
+    fault = on_rank_0(space_fault, folder, optimizer.numbers, ranks)
     if fault:
         raise UserError(fault)
     if resumed:
@@ -188,10 +196,13 @@ def warn_of_rate_change(recipe: Recipe, folder: Path, step: int) -> None:
         )
 
 
-def update(run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int]) -> dict[str, Any]:
+def update(
+    run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int], observers: Iterable[Observer] = ()
+) -> dict[str, Any]:
     """One optimizer step on the global batch of `run.step`. Returns its loss in nats a target and other figures.
 
     stop_code, saver_code: what this rank tells the others (`StopRequest.code`, `Saver.code`).
+    observers: they may look at the gradients before the update.
     """
     started = time.monotonic()
     recipe, engine, objective = run.recipe, run.engine, run.objective
@@ -201,7 +212,7 @@ def update(run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int]
     seed_draws(recipe.train.seed, run.step, run.rank)
     engine.train()
     total = torch.zeros((), device=run.device)
-    norm, applied, own_work = torch.tensor(math.nan), False, Stopwatch(run.device)
+    norm, applied, part = torch.tensor(math.nan), False, run.stopwatch.part
     accumulation = engine.gradient_accumulation_steps()
     counted = objective.counted_targets(range(run.step * size, (run.step + 1) * size))
     blocks = f"{run.step * size} to {(run.step + 1) * size - 1}"
@@ -210,18 +221,26 @@ def update(run: Run, stop_code: Callable[[], int], saver_code: Callable[[], int]
     for micro_step in range(accumulation):
         run.stamp(f"step {run.step + 1}, micro-batch {micro_step + 1} of {accumulation}")
         first = run.step * size + (micro_step * run.ranks + run.rank) * micro_batch_size
-        with own_work:
-            batch = objective.batch(range(first, first + micro_batch_size))
-            loss = engine(*to_device(batch, run.device), step=run.step, micro_step=micro_step)
-        total += loss.detach()
-        # DeepSpeed averages over ranks and accumulation, so this is the sum over the global batch by its targets.
-        engine.backward(loss / (counted / (run.ranks * accumulation)))
+        with part("data"):
+            batch = to_device(objective.batch(range(first, first + micro_batch_size)), run.device)
+        with part("forward"):
+            loss = engine(*batch, step=run.step, micro_step=micro_step)
+            total += loss.detach()
+        with part("backward"):
+            # DeepSpeed averages over ranks and accumulation, so this is the sum over the global batch by its targets.
+            engine.backward(loss / (counted / (run.ranks * accumulation)))
         if micro_step < accumulation - 1:
             engine.step()
         else:
             run.stamp(f"step {run.step + 1}, the update of the weights")
-            norm, applied = engines.finish_step(engine)
-    loss, norm, told = share(total, norm, [stop_code(), saver_code(), own_work.seconds()])
+            with part("observers"):
+                for observer in observers:
+                    observer.before_update(run)
+            with part("optimizer"):
+                norm, applied = engines.finish_step(engine)
+    own_seconds = run.stopwatch.since_read(*OWN_WORK)  # a GPU has passed them: DeepSpeed has looked at the norm
+    loss, norm, told = share(total, norm, [stop_code(), saver_code(), own_seconds])
+    run.stopwatch.read()  # a GPU has passed everything: the loss is known
     stop_codes, saver_codes, rank_seconds = told
     run.step += 1
     run.stop_reason = REASONS[int(next((code for code in stop_codes if code), 0))]

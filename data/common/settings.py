@@ -37,12 +37,16 @@ def override(settings: dict[str, Any], overrides: list[str] | tuple[str, ...], s
     """
     for given in overrides:
         key, equals, value = given.partition("=")
-        section, dot, name = key.partition(".")
-        if not (equals and dot and section and name):
+        *sections, name = key.split(".")
+        if not (equals and sections and all(sections) and name):
             raise UserError(f"{given}: not of the form section.key=value, as in train.steps=100")
-        if not isinstance(settings.setdefault(section, {}), dict):
-            raise UserError(f"{source}: {section} must be a section: [{section}]")
-        settings[section][name] = _parse_value(value)
+        table = settings
+        for number, section in enumerate(sections, 1):
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                path = ".".join(sections[:number])
+                raise UserError(f"{source}: {path} must be a section: [{path}]")
+        table[name] = _parse_value(value)
 
 
 def _parse_value(text: str) -> Any:

@@ -4,8 +4,11 @@ The documents of a split are one stream of tokens. Epoch e cuts it at an offset 
 that no window comes back in every epoch (fairseq cuts once, `sample_break_mode none`). As in fairseq the input of a
 position is the true token before it (`</s>` before the first), every position is a target, and attention crosses
 documents. The global batch of a step is the same list of blocks for any number of ranks and any micro-batch size.
+Blocks of several folders of shards are mixed in a fixed pattern; each folder has epochs of its own.
 """
 
+from abc import ABC, abstractmethod
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from data.common.files import UserError
 from data.common.hashing import mix64
 from data.shards.indexed import IndexedTokens
+from data.shards.mixture import Mixture
 from data.text.ids import EOS_ID, PAD_ID
 
 
@@ -22,6 +26,7 @@ class TokenStream:
     """All tokens of one split, one shard after the other, as memory maps."""
 
     def __init__(self, shards: Path, manifest: dict[str, Any], split: str) -> None:
+        self.folder = shards
         names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-") and name.endswith(".idx"))
         self._shards = [IndexedTokens(shards / name.removesuffix(".idx")) for name in names]
         self._starts = np.cumsum([0] + [len(shard.tokens) for shard in self._shards])
@@ -42,21 +47,35 @@ class TokenStream:
         return np.concatenate(parts).astype(np.int64)
 
 
-class TrainingBlocks:
-    """The endless sequence of training blocks: block number i belongs to step i // (blocks of a global batch)."""
+class Blocks(ABC):
+    """An endless sequence of training blocks, numbered from 0."""
+
+    @abstractmethod
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of a block, (context_length,) int64 each."""
+
+    def batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of blocks, (len(numbers), context_length) int64 each."""
+        pairs = [self.read(number) for number in numbers]
+        inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
+        return inputs, targets
+
+
+class TrainingBlocks(Blocks):
+    """The blocks of one folder of shards, epoch after epoch."""
 
     def __init__(self, stream: TokenStream, context_length: int, seed: int) -> None:
         self._stream, self._context_length, self._seed = stream, context_length, seed
         self.blocks_per_epoch = (len(stream) - context_length + 1) // context_length
         if self.blocks_per_epoch < 1:
             raise UserError(
-                f"data.shards: the training split has {len(stream)} tokens, too few for blocks of {context_length}"
+                f"{stream.folder}: the training split has {len(stream)} tokens, too few for blocks of {context_length}"
                 " tokens; lower train.context_length or bring more text"
             )
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of a block, (context_length,) int64 each."""
+        """As `Blocks.read`."""
         epoch, position = divmod(number, self.blocks_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.arange(self.blocks_per_epoch)
@@ -71,11 +90,27 @@ class TrainingBlocks:
     def _salt(self, epoch: int, use: int) -> int:
         return int(mix64(np.array([2 * epoch + use]), salt=self._seed)[0])
 
-    def batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of blocks, (len(numbers), context_length) int64 each."""
-        pairs = [self.read(number) for number in numbers]
-        inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
-        return inputs, targets
+
+class MixedBlocks(Blocks):
+    """The blocks of a run: block number i belongs to step i // (blocks of a global batch)."""
+
+    def __init__(self, streams: list[TokenStream], weights: list[Fraction], context_length: int, seed: int) -> None:
+        """weights: the shares of the streams, which sum to 1. The first stream alone gives the blocks of its folder."""
+        seeds = [seed, *(int(mix64(np.array([index]), salt=seed)[0]) for index in range(1, len(streams)))]
+        self._folders = [
+            TrainingBlocks(stream, context_length, own) for stream, own in zip(streams, seeds, strict=True)
+        ]
+        self._mixture = Mixture(weights)
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `Blocks.read`."""
+        index, own = self._mixture.locate(number)
+        return self._folders[index].read(own)
+
+    def epochs(self, blocks: int) -> list[float]:
+        """How often the first so many blocks have gone through each folder."""
+        counts = self._mixture.counts(blocks)
+        return [count / folder.blocks_per_epoch for count, folder in zip(counts, self._folders, strict=True)]
 
 
 def held_out_batch(

@@ -7,12 +7,16 @@ from typing import Any
 from data.common.files import read_json
 from pretrain.objective import Objective
 from pretrain.recipe import Recipe
+from pretrain.report import CURVES
 
 
 def model_card(
     folder: Path, name: str, recipe: Recipe, objective: Objective, state: dict[str, Any], counts: dict[str, Any]
 ) -> str:
-    """The card of the model `name` in a folder: data, recipe, losses. counts: those of the folder's manifest."""
+    """The card of the model `name` in a folder: data, recipe, losses, and the curves if the folder has their picture.
+
+    counts: those of the folder's manifest.
+    """
     held_out = counts["held_out"]
     no_paths = {"data": True, "train": {"run"}, "model": {"weights"}, "deepspeed": {"config"}}
     settings = json.dumps(recipe.model_dump(exclude=no_paths), indent=2)
@@ -27,6 +31,7 @@ def model_card(
         "the same loss as the run recorded it": f"{counts['recorded_loss']:.4f}",
     }
     table = "\n".join(f"| {what} | {figure} |" for what, figure in rows.items())
+    curves = f"![Losses, learning rate and throughput by step]({CURVES})\n\n" if (folder / CURVES).is_file() else ""
     unused = unused_ids(folder)
     longer = (
         f" `len(tokenizer)` is {unused} above the model's vocabulary; the tokenizer never produces those ids."
@@ -48,8 +53,8 @@ biogpt-pretrain on titles and abstracts in PubMed's format.
 |---|---|
 {table}
 
-A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside a text was
-plain text; transformers' tokenizer reads it as the special token.{longer}
+{curves}A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside a
+text was plain text; transformers' tokenizer reads it as the special token.{longer}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,5 +1,6 @@
 """Write a run as an HF folder. The folder appears only when transformers has loaded it and agrees."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pretrain.export.card import model_card
 from pretrain.export.proof import prove
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objective import make_objective
+from pretrain.record import read_record
+from pretrain.report import CURVES, plot_curves
 
 
 def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> dict[str, Any]:
@@ -22,11 +25,12 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
     are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our model's logits.
     """
     recipe, checkpoint, state = load_run(run, step)
-    recipe = recipe.with_shards(shards or Path(recipe.data.shards))
+    recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
         raise UserError(
-            f"{recipe.data.shards}: not the shards that {run} was trained on; name the right ones with --shards"
+            f"{', '.join(map(str, recipe.shards_folders().values()))}: not the shards that {run} was trained on; name"
+            " the right ones with --shards, or several of them in its recipe.toml"
         )
     objective.verify()
     model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())
@@ -35,7 +39,10 @@ def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> 
         write_hf_files(folder, model, run / "tokenizer")
         checks = prove(folder, model, objective, recipe, state)
         counts = {"step": state["step"], "parameters": model.config.parameter_count(), **checks}
-        card = model_card(folder, run.resolve().name, recipe, objective, state, counts)
+        name = run.resolve().name
+        with contextlib.suppress(UserError):  # only a checkpoint is needed, not a record
+            plot_curves({name: read_record(run)}, folder / CURVES)
+        card = model_card(folder, name, recipe, objective, state, counts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return counts
 

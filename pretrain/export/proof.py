@@ -26,7 +26,8 @@ def prove(
     """
     device = next(model.parameters()).device
     exported = objective.load_exported(folder, device)
-    held_out = objective.held_out()
+    sources = objective.held_out()
+    held_out = next(iter(sources.values()))
     examples = range(min(2, held_out.examples))
     batch = to_device(held_out.batch(examples, len(examples)), device)
     difference = float((exported.outputs(*batch) - objective.outputs(model, batch)).abs().max())
@@ -34,7 +35,7 @@ def prove(
         raise RuntimeError(f"export: transformers' logits differ from the decoder's by {difference:.2e}")
     recorded, max_examples = recorded_loss(recipe, state)
     batch_size = min(recipe.train.micro_batch_size, 8)
-    found = held_out_loss(exported.loss, held_out, batch_size, device, max_examples)
+    found = held_out_loss(exported.loss, sources, batch_size, device, max_examples)
     bound = LOSS_BOUND[state["probe"]["precision"]]
     if not abs(found["loss"] - recorded) <= bound:
         raise RuntimeError(
@@ -45,7 +46,7 @@ def prove(
 
 
 def recorded_loss(recipe: Recipe, state: dict[str, Any]) -> tuple[float, int]:
-    """The held-out loss that a run recorded at its checkpoint, and over how many examples (0 means all)."""
+    """The held-out loss that a run recorded at its checkpoint, and over how many examples of each source (0: all)."""
     if state["held_out"].get("step") == state["step"]:
         # Earlier versions did not record how many examples were evaluated: the recipe's number, then.
         return state["held_out"]["loss"], state["held_out"].get("max_examples", recipe.evaluate.max_blocks)

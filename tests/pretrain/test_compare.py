@@ -41,6 +41,23 @@ def test_a_later_start_explains_nothing(tmp_path: Path) -> None:
     assert "No curve differs" in compare(a, recorded(tmp_path / "c", [3.0, 2.0, 1.0], {0: {}}, '{"step": 4, "tr'))
 
 
+def test_a_value_that_is_not_finite_is_a_difference(tmp_path: Path) -> None:
+    """It is not recorded; the other figures of its step are."""
+    a = recorded(tmp_path / "a", [3.0, 2.0, 1.0], {0: {}})
+    b = recorded(tmp_path / "b", [3.0, 2.0, 1.0], {0: {}})
+    lines = (b / "metrics.jsonl").read_text().replace('"train/loss": 2.0, ', "")
+    (b / "metrics.jsonl").write_text(lines)
+    said = compare(a, b)
+    assert said.startswith("The runs first differ at step 2.") and "| 2 | 2.0 | not finite | - |" in said
+
+
+def test_settings_that_change_no_figure_are_not_named(tmp_path: Path) -> None:
+    a = recorded(tmp_path / "a", [3.0, 2.0], {0: {"log.every_steps": 1, "train.hang_minutes": 5, "train.seed": 1}})
+    b = recorded(tmp_path / "b", [3.0, 1.0], {0: {"log.every_steps": 2, "train.hang_minutes": 0, "train.seed": 2}})
+    said = compare(a, b)
+    assert "| train.seed | 1 | 2 |" in said and "hang" not in said and "log.every" not in said
+
+
 def test_a_report_is_a_picture_and_a_table_and_replaces_its_like_only(tmp_path: Path) -> None:
     a, out = recorded(tmp_path / "a", [3.0, 2.0], {0: {}}, '{"step": 3, "trai'), tmp_path / "report"
     for _ in range(2):

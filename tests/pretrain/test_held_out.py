@@ -24,7 +24,7 @@ def evaluate_case(shards: Path, max_blocks: int) -> tuple[dict[str, float], floa
     recipe = load_recipe("tiny", settings(shards, shards))
     torch.manual_seed(3)
     decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"])).eval()
-    result = held_out_loss(decoder, HeldOutBlocks(stream, 64), 5, torch.device("cpu"), max_blocks)
+    result = held_out_loss(decoder, {"": HeldOutBlocks(stream, 64)}, 5, torch.device("cpu"), max_blocks)
 
     tokens = stream.read(0, len(stream)).tolist()[: max_blocks * 64 or None]
     total = 0.0

@@ -162,3 +162,13 @@ def test_shards_that_biogpt_train_has_verified_are_not_read_again(
     monkeypatch.delenv("BIOGPT_VERIFIED_SHARDS")
     objective.verify()
     assert reads == [sample_folder / "shards"] * 2
+
+
+def test_epochs_of_a_folder_count_its_blocks(sample_folder: Path, tmp_path: Path) -> None:
+    """A block of 64 targets at any offset of 0 to 63: what is left of the tokens after 63 makes the blocks."""
+    from data.common.files import read_manifest
+
+    objective = make_objective(load_recipe("tiny", settings(sample_folder / "shards", tmp_path)))
+    tokens = read_manifest(sample_folder / "shards", "shards")["counts"]["train"]["tokens"]
+    assert objective.epochs(0) == {"train": 0.0}
+    assert objective.epochs(1_000) == {"train": 1_000 / ((tokens - 63) // 64)}

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch.nn import Parameter
 
 from data.common.files import read_manifest
+from model.architecture import Architecture
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.engine import build_engine, init_distributed
 from pretrain.objective import make_objective
@@ -47,12 +47,13 @@ class Mixed(torch.optim.Optimizer):
 class MixedKind(OptimizerKind):
     record, offloaded_record = "tests.Mixed", "none"
 
-    def groups(self, parameters: dict[str, Parameter], settings: OptimizerSection) -> Groups:
+    def groups(self, model: Architecture, settings: OptimizerSection) -> Groups:
+        parameters = dict(model.named_parameters())
         matrices = [parameter for name, parameter in parameters.items() if parameter.dim() > 1 and "layers" in name]
         rest = [parameter for parameter in parameters.values() if not any(parameter is each for each in matrices)]
         return [
-            {"params": matrices, "states": ("momentum",), "rate_multiplier": 2.5},
-            {"params": rest, "states": ("exp_avg", "exp_avg_sq"), "rate_multiplier": 1.0},
+            {"params": matrices, "rule": "first", "states": ("momentum",), "rate_multiplier": 2.5},
+            {"params": rest, "rule": "second", "states": ("exp_avg", "exp_avg_sq"), "rate_multiplier": 1.0},
         ]
 
     def build(self, groups: Groups, settings: OptimizerSection) -> torch.optim.Optimizer:
@@ -76,7 +77,7 @@ def plain_losses(chosen: list[str]) -> list[float]:
     recipe = load_recipe("tiny", chosen)
     objective = make_objective(recipe)
     model = objective.build_model()
-    optimizer = Mixed(MixedKind().groups(dict(model.named_parameters()), recipe.optimizer))
+    optimizer = Mixed(MixedKind().groups(model, recipe.optimizer))
     losses = []
     for step in range(recipe.train.steps):
         model.zero_grad()

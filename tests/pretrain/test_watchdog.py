@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
@@ -43,7 +44,7 @@ def watched(*more: str) -> Watchdog:
     unused: Any = None
     run = Run(
         recipe=load_recipe("tiny", more), objective=unused, folder=unused, engine=unused, optimizer=unused,
-        device=unused, rank=0, ranks=1,
+        device=torch.device("cpu"), rank=0, ranks=1,
     )  # fmt: skip
     return Watchdog(run)
 

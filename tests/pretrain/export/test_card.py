@@ -11,6 +11,7 @@ from transformers import BioGptForCausalLM, BioGptTokenizer, pipeline
 
 from data.common.files import read_manifest
 from pretrain.export.folder import export
+from pretrain.report import report
 from tests.pretrain.runs import metrics
 
 
@@ -20,7 +21,19 @@ def test_the_model_card_tells_data_recipe_and_losses(hf: Path, run: Path, sample
     assert f"{counts['train']['documents']:,}" in card and f"{metrics(run, 'validation/loss')[6]:.4f}" in card
     assert '"learning_rate": 0.003' in card
     assert str(run.parent) not in card  # no path of the machine it was made on
-    assert read_manifest(hf, "hf")["files"].keys() >= {"config.json", "model.safetensors", "vocab.json", "README.md"}
+    files = {"config.json", "model.safetensors", "vocab.json", "README.md", "curves.png"}
+    assert read_manifest(hf, "hf")["files"].keys() >= files
+
+
+def test_the_model_card_shows_the_curves_of_the_run_if_it_has_a_record(hf: Path, run: Path, tmp_path: Path) -> None:
+    report([run], tmp_path / "report")
+    assert (hf / "curves.png").read_bytes() == (tmp_path / "report" / "curves.png").read_bytes()
+    assert "](curves.png)" in (hf / "README.md").read_text()
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    export(tmp_path / "run", tmp_path / "hf")
+    assert not (tmp_path / "hf" / "curves.png").exists()
+    assert "curves.png" not in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_a_tokenizer_longer_than_the_vocabulary_is_said_in_the_card(hf: Path, run: Path, tmp_path: Path) -> None:
