@@ -333,7 +333,7 @@ def _is_choice(choice: Recipe, recipe: Recipe) -> bool:
 
 
 HEADER = (
-    "ZeRO", "recompute", "weights", "grads", "optim.", "activ.", "logits", "buffers", "peak", "largest"
+    "ZeRO", "recompute", "weights", "grads", "optim.", "acts.", "logits", "buffers", "peak", "largest"
 )  # fmt: skip
 
 
