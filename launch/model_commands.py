@@ -22,11 +22,15 @@ def train(
         list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
     ] = None,
     ranks: Annotated[int, typer.Option(min=0, help="Number of processes; 0 means one per GPU, or one on a CPU.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, take two short steps, and leave nothing behind.")
+    ] = False,
 ) -> None:
     """Train on this machine, or resume a run. Starts torchrun with one process per rank.
 
     Example: `biogpt train tiny data.shards=shards train.run=run train.steps=500 --ranks 2`
     """
+    from data.common.lease import hold
     from pretrain import ERROR_FILE
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.deepspeed_config import deepspeed_config
@@ -47,17 +51,26 @@ def train(
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity()["shards"])}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-    command = [*launcher, "-m", "pretrain.train", recipe, *(settings or [])]
+    command = [*launcher, "-m", "pretrain.dry_run" if dry_run else "pretrain.train", recipe, *(settings or [])]
+    if dry_run:
+        with hold(Path(loaded.train.run)):  # the folder can be written, and nobody trains in it
+            pass
     with tempfile.TemporaryDirectory() as temporary:
         error = Path(temporary) / "error"
         environment[ERROR_FILE] = str(error)
-        status = run_interruptible(command, environment, Path(loaded.train.run) / "stop")
+        # A dry run has nothing to save, so a stop file that has no folder makes the first Ctrl-C end it.
+        stop_file = (Path(temporary) / "none" if dry_run else Path(loaded.train.run)) / "stop"
+        status = run_interruptible(command, environment, stop_file)
         if (
             error.is_file()
         ):  # a mistake that only the ranks could find: the last line says it, after the launcher's report
             raise UserError(error.read_text(encoding="utf-8"))
     if status:
         raise SystemExit(status)
+    if dry_run:
+        would = f"resume from {checkpoint.name}" if checkpoint else "begin a new run"
+        print(f"{loaded.train.run}: the dry run passed and wrote nothing; without --dry-run this would {would}")
+        return
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run), verify=False)
     step = step_of(checkpoint) if checkpoint else 0
     run = loaded.train.run
@@ -70,13 +83,17 @@ def run_interruptible(command: list[str], environment: dict[str, str], stop_file
     """Run a launcher in a process group of its own and return its exit code.
 
     The first Ctrl-C or SIGTERM writes the stop file, so that the run saves a checkpoint and ends. The second one kills
-    the group.
+    the launcher and its ranks, and so does the first if the stop file's folder does not exist.
     """
     process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def stop(number: int, _: object) -> None:
         if stop_file.exists() or not stop_file.parent.exists():
-            os.killpg(process.pid, signal.SIGKILL)
+            import psutil  # comes with DeepSpeed
+
+            # torchrun starts its ranks in sessions of their own, so a signal to its group would leave them running.
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.kill()
             raise SystemExit(128 + number)
         stop_file.touch()
         print("biogpt: stopping after this step; press again to stop at once", file=sys.stderr, flush=True)
@@ -94,6 +111,27 @@ def default_ranks() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: a100-40gb, a100, h100, h200, l40s, rtx4090.")] = "h100",
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run on such GPUs whose speed is taken; 20 steps are enough.")
+    ] = None,
+) -> None:
+    """Say what a run will need: parameters, memory of a GPU, the largest micro-batch, tokens, days and GPU hours.
+
+    Example: `biogpt plan biogpt --gpus 64 --gpu h100`
+    """
+    from pretrain.plan import print_plan
+    from pretrain.recipe import load_recipe
+
+    print_plan(load_recipe(recipe, settings or []), recipe, gpus, gpu, run)
 
 
 def checkpoints(

@@ -5,8 +5,8 @@ The kernel is chosen by this table:
 | device | boundaries | attention dropout | kernel |
 |---|---|---|---|
 | any | none | 0 | SDPA with `is_causal`: the fused kernel that torch prefers (cuDNN, flash, efficient; CPU: flash) |
-| GPU | none | > 0 | the same |
-| GPU, half precision, head size a multiple of 8 | document | 0 | flash over sequences of variable length |
+| GPU | none | > 0 | the same, without cuDNN where it would round the dropout (see `kernels`) |
+| GPU, half precision, head size a multiple of 8 | document | any | flash over sequences of variable length |
 | any other | document | any | SDPA with an exact boolean mask |
 | CPU | any | > 0 | our own, which recomputes probabilities in the backward pass; CPUs have no fused kernel for it |
 
@@ -19,13 +19,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from model.config import DecoderConfig
 
 HALF = (torch.bfloat16, torch.float16)
+flash_attention = torch.ops.aten._flash_attention_forward
 
 
 class Segments(NamedTuple):
@@ -40,9 +40,19 @@ class Segments(NamedTuple):
 EVERYTHING = Segments(None, None)
 
 
-def takes_offsets(device: torch.device, dtype: torch.dtype, dropout: float, head_size: int) -> bool:
-    """Whether the kernel for sequences of variable length can be used. It has no dropout."""
-    return device.type == "cuda" and dtype in HALF and dropout == 0 and head_size % 8 == 0
+def takes_offsets(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether the kernel for sequences of variable length can be used."""
+    return device.type == "cuda" and dtype in HALF and head_size % 8 == 0
+
+
+def kernels(dropout: float) -> list[SDPBackend]:
+    """The kernels that torch may choose from.
+
+    Some of cuDNN's round the dropout to a multiple of 1/16, and torch 2.11 may choose them all the same (pytorch pull
+    request 174245).
+    """
+    exact = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return exact if 16 * dropout % 1 else [SDPBackend.CUDNN_ATTENTION, *exact]
 
 
 def segment_positions(segments_BT: Tensor) -> Tensor:
@@ -73,13 +83,14 @@ def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype,
     dropout, heads = config.attention_probs_dropout_prob, config.num_attention_heads
     head_size = config.hidden_size // heads
     masked = config.boundaries == "document"
-    if masked and takes_offsets(device, dtype, dropout, head_size):
+    if masked and takes_offsets(device, dtype, head_size):
         return "flash over variable lengths"
     sample = torch.empty(1, heads, length, head_size, device=device, dtype=dtype, requires_grad=True)
     mask = torch.ones(1, 1, length, length, device=device, dtype=torch.bool) if masked else None
-    chosen = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage]
-        sample, sample, sample, mask, dropout, not masked
-    )
+    with sdpa_kernel(kernels(dropout)):
+        chosen = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage]
+            sample, sample, sample, mask, dropout, not masked
+        )
     name = SDPBackend(chosen).name.lower().removesuffix("_attention")
     return f"{'recomputed' if unfused(device, dropout) else name}{', document mask' * masked}"
 
@@ -92,7 +103,8 @@ def unfused(device: torch.device, dropout: float) -> bool:
 def attend(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: Segments, dropout: float) -> Tensor:
     """Causal attention, (B, T, N, D)."""
     if segments.offsets_S is not None:
-        return _attend_offsets(query_BTND, key_BTND, value_BTND, segments.offsets_S)  # pyright: ignore[reportCallIssue]
+        arguments = (query_BTND, key_BTND, value_BTND, segments.offsets_S, dropout)
+        return _attend_offsets(*arguments)  # pyright: ignore[reportCallIssue]
     query_BNTD, key_BNTD, value_BNTD = (tensor.transpose(1, 2) for tensor in (query_BTND, key_BTND, value_BTND))
     mask_B1TT = segments.mask_B1TT
     if unfused(query_BTND.device, dropout):
@@ -101,9 +113,10 @@ def attend(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: S
         arguments = (query_BNTD, key_BNTD, value_BNTD, mask_B1TT, keep_BNTT, dropout)
         out_BNTD = checkpoint(_attend_unfused, *arguments, use_reentrant=False, preserve_rng_state=False)
         return out_BNTD.transpose(1, 2)  # type: ignore[union-attr]
-    out_BNTD = F.scaled_dot_product_attention(
-        query_BNTD, key_BNTD, value_BNTD, attn_mask=mask_B1TT, dropout_p=dropout, is_causal=mask_B1TT is None
-    )
+    with sdpa_kernel(kernels(dropout)):
+        out_BNTD = F.scaled_dot_product_attention(
+            query_BNTD, key_BNTD, value_BNTD, attn_mask=mask_B1TT, dropout_p=dropout, is_causal=mask_B1TT is None
+        )
     return out_BNTD.transpose(1, 2)
 
 
@@ -132,9 +145,11 @@ def _attend_unfused(
 
 
 @torch.compiler.disable  # a kernel of its own anyway, and the number of sequences changes with each batch
-def _attend_offsets(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, offsets_S: Tensor) -> Tensor:
+def _attend_offsets(
+    query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, offsets_S: Tensor, dropout: float
+) -> Tensor:
     batch, length = query_BTND.shape[:2]
     query, key, value = (tensor.flatten(0, 1) for tensor in (query_BTND, key_BTND, value_BTND))
-    out = varlen_attn(query, key, value, offsets_S, offsets_S, length, length, window_size=(-1, 0))
-    assert isinstance(out, Tensor)
+    # `torch.nn.attention.varlen` calls the same operation, with dropout 0 alone; nested tensors call it as we do.
+    out, *_ = flash_attention(query, key, value, offsets_S, offsets_S, length, length, dropout, True, False)
     return out.unflatten(0, (batch, length))

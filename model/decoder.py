@@ -154,16 +154,23 @@ class Decoder(Architecture):
         return hf_config(self.config)
 
     def forward(
-        self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
+        self,
+        input_ids_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        offsets_S: Tensor | None = None,
+        *,
+        step: int = 0,
+        micro_step: int = 0,
     ) -> Tensor:
         """Logits (B, T, V), or with targets (B, T) the summed negative log-likelihood in nats, a scalar in fp32.
 
         Targets of -100 do not count. Padding on the right needs no mask: attention is causal.
-        step, micro_step: the optimizer step and the micro-batch in it, the seeds of LayerDrop's draws.
+        offsets_S: where the documents begin (`document_offsets`), if the caller knows: on a GPU the host would wait to
+        find out. step, micro_step: the optimizer step and the micro-batch in it, the seeds of LayerDrop's draws.
         """
         config = self.config
         documents_BT = documents(input_ids_BT, config.eos_token_id) if config.boundaries == "document" else None
-        hidden_BTH = self.hidden(input_ids_BT, documents_BT, step=step, micro_step=micro_step)
+        hidden_BTH = self.hidden(input_ids_BT, documents_BT, offsets_S, step=step, micro_step=micro_step)
         weight, vocabulary = self.embed_tokens.weight, config.vocab_size
         if targets_BT is None:
             return F.linear(hidden_BTH, weight[:vocabulary])
@@ -172,16 +179,23 @@ class Decoder(Architecture):
         )
 
     def hidden(
-        self, input_ids_BT: Tensor, segments_BT: Tensor | None = None, *, step: int = 0, micro_step: int = 0
+        self,
+        input_ids_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        offsets_S: Tensor | None = None,
+        *,
+        step: int = 0,
+        micro_step: int = 0,
     ) -> Tensor:
         """The hidden states that the head reads, (B, T, H).
 
         segments_BT: attention stays inside a run of equal numbers, and positions start again at each run.
+        offsets_S: `segment_offsets` of them, if the caller knows.
         """
         if segments_BT is None:
             positions, segments = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device), EVERYTHING
         else:
-            positions, segments = segment_positions(segments_BT), self._segments(segments_BT)
+            positions, segments = segment_positions(segments_BT), self._segments(segments_BT, offsets_S)
         hidden_BTH = self.embed_tokens(input_ids_BT) * self.embed_scale
         hidden_BTH = hidden_BTH + self.embed_positions(positions + POSITION_OFFSET)
         hidden_BTH = F.dropout(hidden_BTH, self.config.hidden_dropout_prob, self.training)
@@ -189,11 +203,10 @@ class Decoder(Architecture):
             hidden_BTH = layer(hidden_BTH, segments, step, micro_step)
         return self.layer_norm(hidden_BTH)
 
-    def _segments(self, segments_BT: Tensor) -> Segments:
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+    def _segments(self, segments_BT: Tensor, offsets_S: Tensor | None) -> Segments:
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        if takes_offsets(segments_BT.device, self.embed_positions.weight.dtype, dropout, head_size):
-            offsets_S = segment_offsets(segments_BT)
+        if takes_offsets(segments_BT.device, self.embed_positions.weight.dtype, head_size):
+            offsets_S = segment_offsets(segments_BT) if offsets_S is None else offsets_S
             torch._dynamo.mark_dynamic(offsets_S, 0)  # another number of documents does not recompile
             return Segments(None, offsets_S)
         return Segments(segment_mask(segments_BT), None)
@@ -202,6 +215,11 @@ class Decoder(Architecture):
 def documents(input_ids_BT: Tensor, eos_token_id: int) -> Tensor:
     """The number of each token's document in its block, (B, T). `</s>` stands before the first token of a document."""
     return (input_ids_BT == eos_token_id).cumsum(1)
+
+
+def document_offsets(input_ids_BT: Tensor, eos_token_id: int) -> Tensor:
+    """Where each document begins in the B x T tokens, flattened, and B x T at the end: (S + 1,) int32."""
+    return segment_offsets(documents(input_ids_BT, eos_token_id))
 
 
 @torch.no_grad()

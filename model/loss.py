@@ -17,6 +17,8 @@ IGNORE_INDEX = -100
 """Targets with this value do not count, as in torch and transformers."""
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 """Logits in a chunk: enough that adding up the weight's gradient costs little beside the matrix products."""
+COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**29}
+"""The same if the chunk is compiled, which holds them in half precision alone."""
 ChunkLoss = Callable[..., tuple[Tensor, ...]]
 
 
@@ -28,19 +30,32 @@ def linear_cross_entropy(
     Rows of the weight from `vocabulary` on never enter the softmax. Targets of -100 do not count.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden_RH.requires_grad or weight_VH.requires_grad)
-    chunk = compiled_chunk_loss() if compiled else chunk_loss
     if needs_gradient:
-        return _LinearCrossEntropy.apply(hidden_RH, weight_VH, targets_R, vocabulary, chunk)  # type: ignore[return-value]
+        return _LinearCrossEntropy.apply(hidden_RH, weight_VH, targets_R, vocabulary, compiled)  # type: ignore[return-value]
+    chunk = compiled_chunk_loss() if compiled else chunk_loss
     total = torch.zeros((), device=hidden_RH.device)
-    for rows in chunks(hidden_RH, weight_VH):
+    for rows in chunks(hidden_RH, weight_VH, compiled):
         total += chunk(hidden_RH[rows], weight_VH, targets_R[rows], vocabulary, False)[0]
     return total
 
 
-def chunks(hidden_RH: Tensor, weight_VH: Tensor) -> list[slice]:
-    """The rows of each chunk. All chunks but the last have the same size."""
-    size = max(CHUNK_LOGITS[hidden_RH.device.type] // len(weight_VH), 1)
-    return [slice(start, start + size) for start in range(0, len(hidden_RH), size)]
+def chunks(hidden_RH: Tensor, weight_VH: Tensor, compiled: bool) -> list[slice]:
+    """The rows of each chunk. All chunks but the last have the same size.
+
+    If they are compiled, the last has it too where more than half of the usual size divides the rows, because each size
+    compiles a graph of its own.
+    """
+    rows, logits = len(hidden_RH), COMPILED_CHUNK_LOGITS if compiled else CHUNK_LOGITS
+    size = max(logits[hidden_RH.device.type] // len(weight_VH), 1)
+    if compiled:
+        size = largest_divisor(rows, size // 2 + 1, size)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+@cache
+def largest_divisor(number: int, least: int, most: int) -> int:
+    """The largest number from `least` to `most` that divides a number, or `most` if there is none."""
+    return next((each for each in range(most, least - 1, -1) if number % each == 0), most)
 
 
 def chunk_loss(
@@ -56,8 +71,11 @@ def chunk_loss(
     if not gradients:
         return (loss,)
     del logits_RV
-    slopes_RV = log_softmax_RV.exp_()
-    slopes_RV.scatter_add_(1, columns_R1, torch.full_like(columns_R1, -1, dtype=slopes_RV.dtype))
+    if torch.compiler.is_compiling():  # a comparison becomes part of the kernel, and a scatter would not
+        slopes_RV = log_softmax_RV.exp() - (torch.arange(len(weight_VH), device=weight_VH.device) == columns_R1).float()
+    else:
+        slopes_RV = log_softmax_RV.exp_()
+        slopes_RV.scatter_add_(1, columns_R1, torch.full_like(columns_R1, -1, dtype=slopes_RV.dtype))
     slopes_RV = slopes_RV.mul_(counts_R1).to(hidden_RH.dtype)
     return loss, slopes_RV @ weight_VH, slopes_RV.T @ hidden_RH
 
@@ -71,12 +89,13 @@ def compiled_chunk_loss() -> ChunkLoss:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, chunk: ChunkLoss
+        ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, compiled: bool
     ) -> Tensor:
+        chunk = compiled_chunk_loss() if compiled else chunk_loss
         total = torch.zeros((), device=hidden_RH.device)
         hidden_gradient_RH = torch.empty_like(hidden_RH)
         weight_gradient_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # chunks add up without rounding
-        for rows in chunks(hidden_RH, weight_VH):
+        for rows in chunks(hidden_RH, weight_VH, compiled):
             loss, of_hidden, of_weight = chunk(hidden_RH[rows], weight_VH, targets_R[rows], vocabulary, True)
             total += loss
             hidden_gradient_RH[rows] = of_hidden

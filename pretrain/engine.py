@@ -25,7 +25,7 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from data.common.files import UserError
 from model.architecture import Architecture
 from pretrain.deepspeed_config import deepspeed_config
-from pretrain.held_out import Batch
+from pretrain.held_out import Batch, to_device
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
 from pretrain.tensor_file import Fragment
@@ -127,20 +127,20 @@ def require_compiler(key: str, programs: tuple[str, ...], what_for: str) -> None
         raise UserError(f"{key} = true: {missing[0]} is missing, {what_for}")
 
 
-def finish_step(engine: Engine) -> tuple[float, bool]:
+def finish_step(engine: Engine) -> tuple[Tensor, bool]:
     """Take the optimizer step after the last micro-batch.
 
-    Returns the norm of the gradients before clipping, and whether the weights were updated. At stages 1 to 3 DeepSpeed
-    skips a step if a gradient is not finite. At stage 0 in fp32 it would apply the step, so the reduced gradients,
-    which are the same on every rank, are checked here first.
+    Returns the norm of the gradients before clipping, a scalar that stays on the device if it is there, and whether
+    the weights were updated. At stages 1 to 3 DeepSpeed skips a step if a gradient is not finite. At stage 0 in fp32 it
+    would apply the step, so the reduced gradients, which are the same on every rank, are checked here first.
     """
     if engine.zero_optimization_stage() > 0:
         engine.step()
         norm = engine.get_global_grad_norm()
-        return (float("nan") if norm is None else float(norm)), engine.was_step_applied()
+        return torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float64), engine.was_step_applied()
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if math.isfinite(norm):
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if torch.isfinite(norm):
         engine.step()
         return norm, True
     update, engine.optimizer.step = engine.optimizer.step, lambda: None
@@ -235,7 +235,7 @@ def restore_state(
     """
     optimizer.set_learning_rate(0.0)
     for _ in range(engine.gradient_accumulation_steps()):
-        engine.backward(engine(*(tensor.to(device) for tensor in batch)) * 0.0)
+        engine.backward(engine(*to_device(batch, device)) * 0.0)
         engine.step()
     for kind in ("model", *optimizer.state_names):
         if kind != "model" or engine.zero_optimization_stage() > 0:  # at stage 0 the model holds the fp32 weights

@@ -16,6 +16,17 @@ SummedLoss = Callable[..., Tensor]
 """The tensors of a batch -> the summed loss of its counted targets in nats, a scalar."""
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of a batch on our device. On a GPU the copy is queued and the host does not wait for it.
+
+    Only a copy from pinned memory is. Each tensor gets memory of its own, which torch's allocator gives out again when
+    the GPU has read it.
+    """
+    if device.type != "cuda":
+        return tuple(tensor.to(device) for tensor in batch)
+    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+
+
 class HeldOut(ABC):
     """The held-out examples of one source of data, in a fixed order."""
 
@@ -79,12 +90,11 @@ def summed_loss(model: SummedLoss, held_out: HeldOut, batch_size: int, device: t
     All ranks must call it, and all run the same number of batches, as ZeRO-3 needs.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    total = torch.zeros(1, dtype=torch.float64)
+    total = torch.zeros(1, dtype=torch.float64, device=device)  # there, so that no batch waits for its loss
     for start in range(examples.start, examples.stop, batch_size * ranks):
         first = min(start + rank * batch_size, examples.stop)
         batch = held_out.batch(range(first, min(first + batch_size, examples.stop)), batch_size)
-        total += model(*(tensor.to(device) for tensor in batch)).double().cpu()
+        total += model(*to_device(batch, device)).double()
     if ranks > 1:
-        total = total.to(device)
         dist.all_reduce(total)
     return float(total)

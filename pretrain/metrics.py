@@ -23,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from data.common.disk import disk_full, disk_full_named, is_full
 from data.common.files import whole_file
 from pretrain import engine as engines
+from pretrain.gpus import GPUS
 from pretrain.norms import squared_norms, whole_norms
 from pretrain.run import Observer, Run
 from pretrain.start import start_record
@@ -31,13 +32,12 @@ from pretrain.stopwatch import PARTS
 SPIKE_WINDOW = 100  # steps
 SLOW_RANK = 1.5  # times the median rank's own work
 SLOW_DATA = 0.05  # of the time of a step
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from NVIDIA's data sheets
 
 
 def peak_flops() -> float | None:
     """The peak of this GPU, in floating point operations a second. None if unknown: a wrong MFU would mislead."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return next((gpu.peak_flops for gpu in GPUS.values() if gpu.device_name in name), None)
 
 
 class Appended:

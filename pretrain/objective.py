@@ -18,7 +18,7 @@ from data.common.files import MANIFEST, UserError, read_manifest, sha256, verify
 from data.shards.blocks import MixedBlocks, TokenStream, held_out_batch
 from model.architecture import Architecture
 from model.config import DecoderConfig
-from model.decoder import Decoder
+from model.decoder import Decoder, document_offsets
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch, HeldOut, SummedLoss
 from pretrain.hf_folder import hf_likelihood, hf_logits, load_hf
@@ -187,8 +187,14 @@ class NextToken(Objective):
         load_weights(model, path, self.tokenizer)
 
     def batch(self, numbers: range) -> Batch:
-        """Inputs and targets of the blocks, (len(numbers), context_length) int64 each."""
-        return self._blocks.batch(numbers)
+        """Inputs and targets of the blocks, (len(numbers), context_length) int64 each.
+
+        With `model.boundaries = "document"` also where their documents begin: here nothing waits for a GPU to find out.
+        """
+        inputs, targets = self._blocks.batch(numbers)
+        if self.config.boundaries == "none":
+            return inputs, targets
+        return inputs, targets, document_offsets(inputs, self.config.eos_token_id)
 
     def epochs(self, examples: int) -> dict[str, float]:
         """As `Objective.epochs`."""

@@ -41,8 +41,11 @@ class Stopwatch:
             self._mark(outer)
 
     def since_read(self, *parts: str) -> float:
-        """Seconds in these parts since the last `read`."""
-        return sum(self._seconds(begun, ended) for (name, begun), (_, ended) in pairwise(self._marks) if name in parts)
+        """Seconds in these parts since the last `read`. On a GPU, it waits until the last of them is over."""
+        pairs = [(begun, ended) for (name, begun), (_, ended) in pairwise(self._marks) if name in parts]
+        if self._on_gpu and pairs:
+            pairs[-1][1].synchronize()
+        return sum(self._seconds(begun, ended) for begun, ended in pairs)
 
     def read(self) -> None:
         """Add to `seconds` what has passed between the last `read` and the last beginning or end of a part."""

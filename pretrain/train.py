@@ -5,6 +5,7 @@ The file reads in the order of a run: parse, build, train, close. The loop compu
 
 import argparse
 import hashlib
+import math
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from pretrain import ERROR_FILE
 from pretrain import engine as engines
 from pretrain.checkpoint import Diverged, check_state, identity, read_model, space_fault
 from pretrain.evaluate import Evaluator
+from pretrain.held_out import to_device
 from pretrain.interrupt import REASONS, StopRequest
 from pretrain.metrics import Reporter
 from pretrain.objective import Objective, make_objective
@@ -46,8 +48,8 @@ the ranks apart.
 """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The program of one rank."""
+def main(arguments: list[str] | None = None, program: Callable[[Recipe], Any] | None = None) -> None:
+    """The program of one rank: `train`, or another one of a recipe."""
     parser = argparse.ArgumentParser(
         prog="pretrain.train", description="One rank of a run; torchrun or deepspeed starts it for each GPU."
     )
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
     try:
-        train(load_recipe(given.recipe, given.settings))
+        (program or train)(load_recipe(given.recipe, given.settings))
         dist.destroy_process_group()  # not after an error: other ranks may wait for this one inside a collective
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
@@ -84,6 +86,7 @@ def train(recipe: Recipe) -> Run:
                 past = f", past train.steps = {recipe.train.steps}" if run.step > recipe.train.steps else ""
                 print(f"done: {run.folder} is at step {run.step}{past}", flush=True)
             return run
+        on_rank_0(begin, recipe, run.objective, run.step)
         return loop(run)
 
 
@@ -117,7 +120,7 @@ def loop(run: Run) -> Run:
 
 
 def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> Run:
-    """Build a run, from its newest whole checkpoint if it has one. Raises UserError before anything is written."""
+    """Build a run, from its newest whole checkpoint if it has one. Writes nothing. Raises UserError."""
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), Path(recipe.train.run)
     on_rank_0(check_run_folder, folder)
     objective = make_objective(recipe)
@@ -145,9 +148,6 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
 
         engines.restore_state(engine, optimizer, read, batch, updates, device)
         engines.restore_loss_scale(engine, state["loss_scale"])
-    step = state.get("step", 0)
-    if step < recipe.train.steps:
-        on_rank_0(begin, recipe, objective, step)
     same_data = resumed and state["data"] == objective.identity()
     return Run(
         recipe=recipe,
@@ -160,7 +160,7 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
         rank=rank,
         ranks=ranks,
         resumed_from=resumed.name if resumed else "",
-        step=step,
+        step=state.get("step", 0),
         skipped=state.get("skipped", 0),
         held_out=state.get("held_out", {}),
         best=state.get("best", {}),
@@ -210,7 +210,7 @@ def update(
     seed_draws(recipe.train.seed, run.step, run.rank)
     engine.train()
     total = torch.zeros((), device=run.device)
-    norm, applied, part = float("nan"), False, run.stopwatch.part
+    norm, applied, part = torch.tensor(math.nan), False, run.stopwatch.part
     accumulation = engine.gradient_accumulation_steps()
     counted = objective.counted_targets(range(run.step * size, (run.step + 1) * size))
     blocks = f"{run.step * size} to {(run.step + 1) * size - 1}"
@@ -220,7 +220,7 @@ def update(
         run.stamp(f"step {run.step + 1}, micro-batch {micro_step + 1} of {accumulation}")
         first = run.step * size + (micro_step * run.ranks + run.rank) * micro_batch_size
         with part("data"):
-            batch = tuple(tensor.to(run.device) for tensor in objective.batch(range(first, first + micro_batch_size)))
+            batch = to_device(objective.batch(range(first, first + micro_batch_size)), run.device)
         with part("forward"):
             loss = engine(*batch, step=run.step, micro_step=micro_step)
             total += loss.detach()
@@ -236,8 +236,7 @@ def update(
                     observer.before_update(run)
             with part("optimizer"):
                 norm, applied = engines.finish_step(engine)
-    own_seconds = run.stopwatch.since_read(*OWN_WORK)  # a GPU has passed them: the norm is known
-    loss, told = share(total, [stop_code(), saver_code(), own_seconds])
+    loss, norm, told = share(total, norm, [stop_code(), saver_code(), run.stopwatch.since_read(*OWN_WORK)])
     run.stopwatch.read()  # a GPU has passed everything: the loss is known
     stop_codes, saver_codes, rank_seconds = told
     run.step += 1
@@ -260,19 +259,21 @@ def update(
     }
 
 
-def share(total: torch.Tensor, own: list[float]) -> tuple[float, list[list[float]]]:
-    """The sum of all ranks' losses, and for each of our own numbers those of all ranks.
+def share(total: torch.Tensor, norm: torch.Tensor, own: list[float]) -> tuple[float, float, list[list[float]]]:
+    """The sum of all ranks' losses, the norm of the gradients, and for each of our own numbers those of all ranks.
 
-    This is our only all-reduce in a step.
+    norm: the same on all ranks. This is our only all-reduce in a step, and our only wait for the device.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    shared = torch.zeros(1 + ranks * len(own), dtype=torch.float64)
-    shared[1 + rank :: ranks] = torch.tensor(own, dtype=torch.float64)
-    shared = shared.to(total.device)
+    numbers = torch.zeros(2 + ranks * len(own), dtype=torch.float64)
+    numbers[2 + rank :: ranks] = torch.tensor(own, dtype=torch.float64)
+    (shared,) = to_device((numbers,), total.device)
     shared[0] = total
+    if rank == 0:
+        shared[1].copy_(norm, non_blocking=True)
     dist.all_reduce(shared)
-    loss, *told = shared.tolist()
-    return loss, [told[first : first + ranks] for first in range(0, len(told), ranks)]
+    loss, shared_norm, *told = shared.tolist()
+    return loss, shared_norm, [told[first : first + ranks] for first in range(0, len(told), ranks)]
 
 
 def seed_draws(seed: int, step: int, rank: int) -> None:

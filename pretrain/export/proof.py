@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from model.architecture import Architecture
-from pretrain.held_out import PROBE_EXAMPLES, held_out_loss
+from pretrain.held_out import PROBE_EXAMPLES, held_out_loss, to_device
 from pretrain.objective import Objective
 from pretrain.recipe import Recipe
 
@@ -29,7 +29,7 @@ def prove(
     sources = objective.held_out()
     held_out = next(iter(sources.values()))
     examples = range(min(2, held_out.examples))
-    batch = tuple(tensor.to(device) for tensor in held_out.batch(examples, len(examples)))
+    batch = to_device(held_out.batch(examples, len(examples)), device)
     difference = float((exported.outputs(*batch) - objective.outputs(model, batch)).abs().max())
     if not difference <= OUTPUTS_BOUND:
         raise RuntimeError(f"export: transformers' logits differ from the decoder's by {difference:.2e}")

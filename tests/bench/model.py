@@ -3,7 +3,7 @@
 Each contender is a process of its own; they take their steps in turns, so that what else the machine does meets all
 alike. Speed is that of the fastest step; with layerdrop that of all steps together, as they leave out different layers.
 Peak memory: on a CPU that of the process above what it had before the model, on a GPU what torch allocated.
-About 9 minutes on two cores; the rows of a GPU need one.
+About 9 minutes on two cores. `python -m tests.bench.gpu` measures a GPU.
 
 Both precisions, and the processor in each row: how bf16 compares with fp32 depends on the processor's instructions, and
 so does what dropout costs, since torch's own attention with dropout computes in fp32 on a CPU and ours in bf16.
@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import PRESETS, DecoderConfig
+from model.config import DecoderConfig
 from model.decoder import Decoder, is_dropped
 from model.hf import hf_config
 from model.loss import linear_cross_entropy
-from pretrain.metrics import peak_flops
 from tests.bench.machine import cores, cpuinfo, machine, processor
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -39,7 +38,6 @@ CPU_SHAPE = {
     "intermediate_size": 3072,
     "max_position_embeddings": 512,
 }
-GPU_SHAPE = {"vocab_size": 42_384, **PRESETS["biogpt"]}
 WARM_UP = {"cpu": 1, "cuda": 10}  # steps: the first makes the optimizer's moments, each layer must have been compiled
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Step = Callable[[int, int], None]
@@ -190,29 +188,6 @@ def serve(contender: Contender, pipe: Any) -> None:
         number += 1
 
 
-def serve_largest(contender: Contender, pipe: Any) -> None:
-    """The largest micro-batch that a step has room for, to within 4."""
-    step = make_step(contender)
-
-    def fits(micro_batch_size: int) -> bool:
-        try:
-            step(0, micro_batch_size)
-            synchronize(contender.device)
-            return True
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            torch.cuda.empty_cache()
-
-    good, bad = 0, 16
-    while fits(bad):
-        good, bad = bad, 2 * bad
-    while bad - good > 4:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    pipe.send(good)
-
-
 def synchronize(device: str) -> None:
     """Wait for the GPU."""
     if device == "cuda":
@@ -275,7 +250,7 @@ def memories(one: Figures, other: Figures) -> str:
 
 
 def cpu_rows(precision: str, rounds: int) -> list[Row]:
-    """The rows that every machine measures."""
+    """The rows of a precision."""
     ours = Contender("ours", "cpu", CPU_SHAPE, micro_batch_size=4, precision=precision)
     theirs = replace(ours, kind="transformers")
     modes = {
@@ -309,58 +284,6 @@ def cpu_rows(precision: str, rounds: int) -> list[Row]:
     ]
 
 
-def gpu_rows(rounds: int) -> list[Row]:
-    """The rows of the 347M model; "not measured" where there is no GPU."""
-    step = "GPU: 347M, context 1024, micro-batch 16, dropout 0"
-    hf, hf_compiled = "transformers' `BioGptForCausalLM`, sdpa", "the same with torch.compile"
-    names = [
-        (step, hf, "2x"),
-        (step, hf_compiled, "1.3x"),
-        ("the same, MFU (2.383 GFLOP a token)", "llm.c's 46 % on H100", "50 %"),
-        ("with dropout 0.1, MFU", "", "45 %"),
-        ("GPU: largest micro-batch at 1024, recomputation selective", hf, "2x"),
-        ("GPU: layerdrop 0.2", "layerdrop 0", "1.15x"),
-    ]
-    measured = gpu_figures(rounds) if torch.cuda.is_available() else ["not measured"] * len(names)
-    return [Row(what, hf, "bf16", found, least) for (what, hf, least), found in zip(names, measured, strict=True)]
-
-
-def gpu_figures(rounds: int) -> list[str]:
-    """What stands in the rows of the GPU."""
-    ours = Contender("ours", "cuda", GPU_SHAPE, micro_batch_size=16, compiled=True)
-    theirs = replace(ours, kind="transformers", compiled=False)
-    first = race({"ours": ours, "theirs": theirs, "compiled": replace(theirs, compiled=True)}, rounds)
-    changes = {"dropout": DROPOUT, "layerdrop": NO_DROPOUT | fair_layerdrop(GPU_SHAPE, "cuda", rounds)}
-    second = race({"ours": ours} | {name: replace(ours, changes=each) for name, each in changes.items()}, rounds)
-    lean = replace(ours, compiled=False, changes=NO_DROPOUT | {"gradient_checkpointing": "selective"})
-    most = [largest(lean), largest(theirs)]
-    return [
-        *(
-            f"{speeds(first['ours'].fastest, first[name].fastest)}; {memories(first['ours'], first[name])}"
-            for name in ("theirs", "compiled")
-        ),
-        utilization(first["ours"].mean),
-        utilization(second["dropout"].mean),
-        f"{most[0]} to {most[1]}: {most[0] / most[1]:.1f}x",
-        speeds(second["layerdrop"].mean, second["ours"].mean),
-    ]
-
-
-def largest(contender: Contender) -> int:
-    """The largest micro-batch of a contender, alone on the GPU."""
-    process, pipe = start(serve_largest, contender)
-    found = pipe.recv()
-    process.join()
-    return found
-
-
-def utilization(speed: float) -> str:
-    """Tokens a second as a share of the GPU's peak, where that is known."""
-    peak, flops = peak_flops(), DecoderConfig(**GPU_SHAPE).flops_per_token(1024)
-    share = f"{speed * flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s" if peak else "peak of this GPU unknown"
-    return f"{speed:,.0f} tokens/s: {share}"
-
-
 def cpu() -> str:
     """The processor, its cores, and its instructions for bf16."""
     flags = cpuinfo("flags").split()
@@ -371,16 +294,12 @@ def cpu() -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="steps of each contender (a GPU takes 30 times as many)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the rows of the CPU; both without this option")
-    parser.add_argument("--gpu-only", action="store_true", help="leave the rows of the CPU out")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each contender")
+    parser.add_argument("--precision", choices=PRECISIONS, help="both without this option")
     given = parser.parse_args()
     rows: list[tuple[str, ...]] = []
-    if not given.gpu_only:
-        for precision in [given.precision] if given.precision else PRECISIONS:
-            rows += [(*row, cpu()) for row in cpu_rows(precision, given.rounds)]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    rows += [(*row, gpu) for row in gpu_rows(30 * given.rounds)]
+    for precision in [given.precision] if given.precision else PRECISIONS:
+        rows += [(*row, cpu()) for row in cpu_rows(precision, given.rounds)]
     print(f"Measured by `python -m tests.bench.model` on {machine()}:\n")
     print("| what | against | precision | measured | at least (memory: at most) | processor |\n" + "|---" * 6 + "|")
     for row in rows:

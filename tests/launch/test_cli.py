@@ -26,6 +26,7 @@ COMMANDS = (
     "corpus",
     "tokenizer",
     "shards",
+    "plan",
     "train",
     "checkpoints",
     "report",
@@ -101,6 +102,34 @@ def test_missing_inputs_are_named(
     ):
         assert absent in mistake(arguments, capsys, monkeypatch)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_fits_a_terminal_and_needs_neither_shards_nor_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['biogpt', 'plan', 'biogpt', '--gpus', '64', '--gpu', 'h100', 'data.shards=absent']\n"
+        "from launch.cli import app\n"
+        "try: app()\n"
+        "finally: assert not {'torch', 'deepspeed', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and "\x1b" not in done.stdout
+    assert lines[0].startswith("biogpt: 346,763,264 parameters")
+    assert sum(line.split()[1:2] in (["none"], ["selective"], ["full"]) for line in lines) == 9
+    assert "tokens                   104,857,600,000" in done.stdout and "Not checked on any GPU" in done.stdout
+
+
+def test_mistakes_of_a_plan_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments, culprit in (
+        (["--gpu", "abacus"], "--gpu abacus: choose from a100"),
+        (["--gpus", "3"], "do not divide over 3 ranks"),
+        (["train.stepz=3"], "did you mean train.steps?"),
+        (["deepspeed.offload_optimizer=true"], "deepspeed.offload_optimizer"),
+        (["--run", str(tmp_path / "absent")], "has no metrics.jsonl"),
+    ):
+        assert culprit in mistake(["plan", "biogpt", *arguments], capsys, monkeypatch)
 
 
 def test_mistakes_before_training_are_named(

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend
 
 import model.attention
 import model.decoder
@@ -17,11 +19,13 @@ from model.attention import (
     attend,
     keep_mask,
     kernel_name,
+    kernels,
     segment_mask,
     segment_offsets,
     segment_positions,
     takes_offsets,
 )
+from model.decoder import documents
 from model.loss import compiled_chunk_loss
 from tests.model.shapes import small_config, small_decoder
 
@@ -48,36 +52,54 @@ def test_segments_are_those_of_a_plain_loop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "dropout", "head_size", "taken"),
+    ("device", "dtype", "head_size", "taken"),
     [
-        (GPU, torch.bfloat16, 0.0, 64, True),
-        (GPU, torch.float16, 0.0, 64, True),
-        (GPU, torch.float32, 0.0, 64, False),
-        (GPU, torch.bfloat16, 0.1, 64, False),
-        (GPU, torch.bfloat16, 0.0, 12, False),
-        (CPU, torch.bfloat16, 0.0, 64, False),
+        (GPU, torch.bfloat16, 64, True),
+        (GPU, torch.float16, 64, True),
+        (GPU, torch.float32, 64, False),
+        (GPU, torch.bfloat16, 12, False),
+        (CPU, torch.bfloat16, 64, False),
     ],
 )
 def test_the_variable_length_kernel_serves_where_it_can(
-    device: torch.device, dtype: torch.dtype, dropout: float, head_size: int, taken: bool
+    device: torch.device, dtype: torch.dtype, head_size: int, taken: bool
 ) -> None:
-    assert takes_offsets(device, dtype, dropout, head_size) is taken
+    assert takes_offsets(device, dtype, head_size) is taken
 
 
-def plain_varlen(query: Any, key: Any, value: Any, offsets_q: Any, offsets_k: Any, *lengths: int, **more: Any) -> Any:
-    """torch.nn.attention.varlen.varlen_attn by a loop, which checks what it is given."""
-    assert query.shape == (40, 5, 12) and more == {"window_size": (-1, 0)} and min(lengths) >= 20
+def test_the_variable_length_kernel_takes_our_call_and_has_a_gradient() -> None:
+    """On the device "meta" torch checks arguments and shapes of the real operation, and computes nothing."""
+    query, key, value = torch.empty(3, 2, 20, 5, 8, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    offsets = torch.empty(7, device="meta", dtype=torch.int32)
+    for dropout in (0.0, 0.1):
+        out = attend(query, key, value, Segments(None, offsets), dropout)
+        assert out.shape == (2, 20, 5, 8) and out.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(out.sum(), (query, key, value))
+        assert [each.shape for each in gradients] == [query.shape] * 3
+
+
+def test_cudnn_serves_only_where_it_does_not_round_the_dropout() -> None:
+    assert all(SDPBackend.CUDNN_ATTENTION in kernels(dropout) for dropout in (0.0, 0.125, 0.5))
+    assert all(SDPBackend.CUDNN_ATTENTION not in kernels(dropout) for dropout in (0.1, 0.2, 0.05))
+    assert all(SDPBackend.FLASH_ATTENTION in kernels(dropout) for dropout in (0.0, 0.1))
+
+
+def plain_varlen(query: Any, key: Any, value: Any, offsets_q: Any, offsets_k: Any, *rest: Any) -> tuple[Any, ...]:
+    """aten._flash_attention_forward by a loop, which checks what it is given."""
+    longest_q, longest_k, dropout, is_causal, return_debug_mask = rest
+    assert query.shape == (40, 5, 12) and longest_q == longest_k == 20
+    assert is_causal and not return_debug_mask and dropout == 0
     assert offsets_q is offsets_k and offsets_q.dtype == torch.int32
     pieces = []
     for start, stop in itertools.pairwise(offsets_q):
         parts = [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
         pieces.append(F.scaled_dot_product_attention(*parts, is_causal=True).transpose(0, 1))
-    return torch.cat(pieces)
+    return torch.cat(pieces), None, None, None, None
 
 
 def test_offsets_give_what_the_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel runs on GPUs alone; a loop over the sequences stands in for it."""
-    monkeypatch.setattr(model.attention, "varlen_attn", plain_varlen)
+    monkeypatch.setattr(model.attention, "flash_attention", plain_varlen)
     query, key, value = torch.randn(3, 2, 20, 5, 12)
     segments = (torch.rand(2, 20) < 0.2).cumsum(1)
     by_offsets = attend(query, key, value, Segments(None, segment_offsets(segments)), 0.0)
@@ -89,8 +111,10 @@ def test_another_number_of_documents_compiles_nothing_anew(monkeypatch: pytest.M
     """The decoder as on a GPU: offsets, compiled layers."""
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **more: real(function, backend="aot_eager", **more))
-    monkeypatch.setattr(model.attention, "varlen_attn", plain_varlen)
+    monkeypatch.setattr(model.attention, "flash_attention", plain_varlen)
     monkeypatch.setattr(model.decoder, "takes_offsets", lambda *_: True)
+    found_by_the_model: list[Tensor] = []
+    monkeypatch.setattr(model.decoder, "segment_offsets", lambda segments: found_by_the_model.append(segments))
     torch._dynamo.reset()
     compiled_chunk_loss.cache_clear()
     compiled, plain = small_decoder(boundaries="document"), small_decoder(boundaries="document")
@@ -102,12 +126,13 @@ def test_another_number_of_documents_compiles_nothing_anew(monkeypatch: pytest.M
         compiled.zero_grad()
         plain.zero_grad()
         for decoder in (compiled, plain):
-            decoder(ids, ids).backward()
+            decoder(ids, ids, segment_offsets(documents(ids, 2))).backward()
         for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
             assert one.grad is not None and other.grad is not None and torch.allclose(one.grad, other.grad, atol=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
     compiled_chunk_loss.cache_clear()
     assert graphs[0] == graphs[-1], graphs
+    assert not found_by_the_model  # on a GPU it would wait for them
 
 
 @pytest.mark.parametrize("documents", [False, True])

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.config
 import model.loss
 from model.decoder import Decoder
-from model.loss import chunks, linear_cross_entropy
+from model.loss import chunks, compiled_chunk_loss, linear_cross_entropy
 from tests.model.shapes import kept_for_backward, small_config, small_decoder
 
 
@@ -92,7 +94,7 @@ def test_no_more_logits_than_a_chunk_are_ever_held(monkeypatch: pytest.MonkeyPat
     assert ours.numbers <= max(128 * 64, hidden.numel(), weight.numel()) < plain.numbers / 4
     # From the forward to the backward pass: the two gradients, where the plain one keeps all logits.
     assert sum(kept.values()) <= hidden.nbytes + weight.nbytes < sum(plain_kept.values()) / 4
-    assert [rows.stop - rows.start for rows in chunks(hidden, weight)] == [64] * 10
+    assert [rows.stop - rows.start for rows in chunks(hidden, weight, compiled=False)] == [64] * 10
 
 
 def test_a_padded_vocabulary_trains_as_an_unpadded_one_and_its_padding_stays_zero(
@@ -134,3 +136,50 @@ def test_the_decoders_loss_is_the_sum_over_targets_that_count() -> None:
         if target != -100
     )
     assert decoder(ids, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def sizes(rows: int, compiled: bool) -> list[int]:
+    hidden, weight = torch.zeros(rows, 1), torch.zeros(128, 1)
+    return [min(each.stop, rows) - each.start for each in chunks(hidden, weight, compiled)]
+
+
+def test_compiled_chunks_are_equal_where_the_rows_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", 128 * 100)
+    monkeypatch.setitem(model.loss.COMPILED_CHUNK_LOGITS, "cpu", 128 * 100)
+    assert sizes(640, compiled=False) == [100] * 6 + [40]
+    assert sizes(640, compiled=True) == [80] * 8
+    assert sizes(100, compiled=True) == [100] and sizes(64, compiled=True) == [64]
+    assert sizes(211, compiled=True) == [100, 100, 11]  # a prime
+
+
+def test_the_compiled_loss_is_the_plain_one_in_two_graphs_that_hold_the_logits_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph with gradients and one without, though 640 rows do not divide into chunks of the usual size."""
+    monkeypatch.setitem(model.loss.COMPILED_CHUNK_LOGITS, "cpu", 128 * 100)
+    torch._dynamo.reset()
+    compiled_chunk_loss.cache_clear()
+    counters.clear()
+    hidden, weight, targets = (tensor.detach() for tensor in problem(640))
+    hidden, weight = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
+
+    def train_and_evaluate() -> float:
+        loss = linear_cross_entropy(hidden, weight, targets, 101, compiled=True)
+        loss.backward()
+        with torch.no_grad():
+            assert linear_cross_entropy(hidden, weight, targets, 101, compiled=True).item() == loss.item()
+        return loss.item()
+
+    try:
+        found, codes = run_and_get_code(train_and_evaluate)
+        assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    finally:
+        compiled_chunk_loss.cache_clear()
+    allocations = [line for line in codes[0].splitlines() if "= empty_strided_cpu((80, 128)" in line]
+    assert len(allocations) == 1 and "bfloat16" in allocations[0], allocations
+    exact = F.cross_entropy(hidden.double() @ weight.double()[:101].T, targets, reduction="sum")
+    of_hidden, of_weight = torch.autograd.grad(exact, (hidden, weight))
+    assert found == pytest.approx(exact.item(), rel=1e-3)
+    assert hidden.grad is not None and weight.grad is not None
+    assert (hidden.grad - of_hidden).norm() < 1e-2 * of_hidden.norm()
+    assert (weight.grad - of_weight).norm() < 1e-2 * of_weight.norm() and not weight.grad[101:].any()

@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from data.archive.sample import write_sample
-from data.common.files import UserError
+from data.common.files import UserError, read_manifest
 from data.corpus.build import make_corpus
+from data.shards.blocks import TokenStream, TrainingBlocks
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
+from model.decoder import Decoder
 from pretrain import saver
 from pretrain import train as loop
 from pretrain.checkpoint import CheckpointWriter
@@ -21,6 +24,7 @@ from pretrain.metrics import Appended
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 from pretrain.saver import Saver
+from pretrain.schedule import learning_rate
 from pretrain.tensor_file import Piece
 from pretrain.train import train
 from tests.data.common.small_disk import room
@@ -63,6 +67,36 @@ def zero_3_settings(folder: Path) -> list[str]:
     path = folder / "zero3.json"
     path.write_text(json.dumps(ZERO_3_WITHOUT_THRESHOLDS))
     return ["deepspeed.stage=3", f"deepspeed.config={path}"]
+
+
+def plain_losses(chosen: list[str], ranks: int) -> list[float]:
+    """The run by plain torch: one process, the whole global batch at once."""
+    recipe = load_recipe("tiny", chosen)
+    shards = recipe.shards_folders()["train"]
+    manifest = read_manifest(shards, "shards")
+    stream = TokenStream(shards, manifest, "train")
+    blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
+    torch.manual_seed(recipe.train.seed)
+    decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"]))
+    optimizer = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    losses = []
+    for step in range(recipe.train.steps):
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        size, at_once = recipe.global_batch_size(), recipe.train.micro_batch_size * ranks
+        for micro_step in range(size // at_once):
+            first = step * size + micro_step * at_once
+            inputs, targets = blocks.batch(range(first, first + at_once))
+            loss = decoder(inputs, targets, step=step, micro_step=micro_step) / recipe.train.global_batch_tokens
+            loss.backward()
+            total += loss.detach()
+        for parameter in decoder.parameters():  # a dropped layer has a gradient of zero under DeepSpeed
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.optimizer.gradient_clipping)
+        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
+        optimizer.step()
+        losses.append(total.item())
+    return losses
 
 
 def run_case(chosen: list[str]) -> int:

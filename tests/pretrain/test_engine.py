@@ -1,5 +1,6 @@
 """DeepSpeed: ZeRO 0 to 3 against plain torch, and when layers are compiled."""
 
+import json
 import shutil
 import sysconfig
 from pathlib import Path
@@ -10,43 +11,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from data.common.files import UserError, read_manifest
-from data.shards.blocks import TokenStream, TrainingBlocks
-from model.decoder import Decoder
+from pretrain import ROOT
 from pretrain.engine import compiles
 from pretrain.recipe import load_recipe
-from pretrain.schedule import learning_rate
-from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import metrics, plain_losses, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
-
-
-def plain_losses(chosen: list[str], ranks: int) -> list[float]:
-    """The run by plain torch: one process, the whole global batch at once."""
-    recipe = load_recipe("tiny", chosen)
-    shards = Path(recipe.data.shards)
-    manifest = read_manifest(shards, "shards")
-    stream = TokenStream(shards, manifest, "train")
-    blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
-    torch.manual_seed(recipe.train.seed)
-    decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"]))
-    optimizer = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    losses = []
-    for step in range(recipe.train.steps):
-        optimizer.zero_grad()
-        total = torch.zeros(())
-        size, at_once = recipe.global_batch_size(), recipe.train.micro_batch_size * ranks
-        for micro_step in range(size // at_once):
-            first = step * size + micro_step * at_once
-            inputs, targets = blocks.batch(range(first, first + at_once))
-            loss = decoder(inputs, targets, step=step, micro_step=micro_step) / recipe.train.global_batch_tokens
-            loss.backward()
-            total += loss.detach()
-        for parameter in decoder.parameters():  # a dropped layer has a gradient of zero under DeepSpeed
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.optimizer.gradient_clipping)
-        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
-        optimizer.step()
-        losses.append(total.item())
-    return losses
 
 
 @pytest.mark.parametrize("layerdrop", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
@@ -98,6 +67,29 @@ def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cp
     headers.mkdir()
     (headers / "Python.h").touch()
     assert compiles(load_recipe("tiny")) and not compiles(load_recipe("tiny", ["train.compile=false"]))
+
+
+def end_of_run(run: Path) -> tuple[dict[int, float], dict[str, str]]:
+    """The losses of a run, and the hashes of its last checkpoint's tensors."""
+    files = read_manifest(run / "checkpoints" / (run / "latest").read_text(), "checkpoint")["files"]
+    tensors = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+    return metrics(run, "train/loss"), tensors
+
+
+def test_bf16_gradients_that_are_added_up_at_once_give_the_same_bits(
+    one_rank: Ranks, sample_folder: Path, tmp_path: Path
+) -> None:
+    """Stage 1, where alone DeepSpeed reads `immediate_grad_update`; with micro-batches whose layers are left out."""
+    default = json.loads((ROOT / "launch/deepspeed/zero1.json").read_text())
+    assert default["bf16"].pop("immediate_grad_update") is True
+    (tmp_path / "later.json").write_text(json.dumps(default))
+    more = ["train.precision=bf16", "train.steps=5", "model.layerdrop=0.5", "evaluate.max_blocks=2"]
+    ends = []
+    for name, config in (("at-once", []), ("later", [f"deepspeed.config={tmp_path / 'later.json'}"])):
+        chosen = settings(sample_folder / "shards", tmp_path / name, *more, "deepspeed.stage=1", *config)
+        one_rank.run(run_case, chosen)
+        ends.append(end_of_run(tmp_path / name))
+    assert ends[0] == ends[1] and len(ends[0][0]) == 5 and len(ends[0][1]) == 3
 
 
 def synchronisations_case(chosen: list[str]) -> int:

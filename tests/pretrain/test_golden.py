@@ -18,8 +18,7 @@ from model.decoder import Decoder, DecoderLayer, is_dropped
 from pretrain import engine as engines
 from pretrain.interrupt import StopRequest
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import settings, zero_3_settings
-from tests.pretrain.test_engine import plain_losses
+from tests.pretrain.runs import plain_losses, settings, zero_3_settings
 from tests.ranks import Ranks
 
 STEPS = 6
@@ -101,7 +100,15 @@ class NaiveDecoder(Decoder):
             assert isinstance(layer, DecoderLayer)
             layer.config = dataclasses.replace(config, layerdrop=0.0)  # nothing is decided inside
 
-    def hidden(self, input_ids_BT: Tensor, segments_BT: Any = None, *, step: int = 0, micro_step: int = 0) -> Tensor:
+    def hidden(
+        self,
+        input_ids_BT: Tensor,
+        segments_BT: Any = None,
+        offsets_S: Any = None,
+        *,
+        step: int = 0,
+        micro_step: int = 0,
+    ) -> Tensor:
         everything, config = self.layers, self.config
         if self.training:
             dropped = [
@@ -109,7 +116,7 @@ class NaiveDecoder(Decoder):
                 for index in range(config.num_hidden_layers)
             ]
             self.layers = nn.ModuleList(layer for layer, out in zip(everything, dropped, strict=True) if not out)
-        hidden_BTH = super().hidden(input_ids_BT, segments_BT, step=step, micro_step=micro_step)
+        hidden_BTH = super().hidden(input_ids_BT, segments_BT, offsets_S, step=step, micro_step=micro_step)
         self.layers = everything
         return hidden_BTH
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from data.common.files import read_manifest
 from data.shards.blocks import TokenStream
 from model.decoder import Decoder
-from pretrain.held_out import held_out_loss
+from pretrain.held_out import held_out_loss, to_device
 from pretrain.objective import HeldOutBlocks
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import settings
@@ -54,3 +55,27 @@ def test_bits_per_byte_count_the_text_of_the_split(one_rank: Ranks, sample_folde
     result, loss, tokens = one_rank.run(evaluate_case, sample_folder / "shards", 0)[0]
     bits = loss * tokens / math.log(2)
     assert result["bits_per_byte"] == pytest.approx(bits / sum(len(text.encode()) for text in texts), rel=1e-6)
+
+
+def test_a_copy_to_a_gpu_is_pinned_and_queued_and_one_to_a_cpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU: what is asked of torch is recorded."""
+    batch = (torch.zeros(2), torch.ones(3))
+    kept = to_device(batch, torch.device("cpu"))
+    assert all(one is other for one, other in zip(kept, batch, strict=True))
+    pinned: dict[int, torch.Tensor] = {}
+    copied: list[Any] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned[id(tensor)] = tensor.clone()
+        return pinned[id(tensor)]
+
+    def to(tensor: torch.Tensor, device: torch.device, **how: Any) -> torch.Tensor:
+        copied.append((tensor, device, how))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    gpu = torch.device("cuda", 0)
+    to_device(batch, gpu)
+    assert [id(tensor) for tensor, *_ in copied] == [id(pinned[id(tensor)]) for tensor in batch]
+    assert all((device, how) == (gpu, {"non_blocking": True}) for _, device, how in copied)

@@ -1,0 +1,85 @@
+"""`biogpt train --dry-run`: what a start checks, two short steps on data of full size, and nothing left behind.
+
+The steps have at most two micro-batches, so that they take seconds where a whole step takes an hour. A second
+micro-batch is added to kept gradients, which takes the most memory. The steps begin with new weights: a checkpoint of
+the run is verified and compared with the recipe by `biogpt train`, but not loaded.
+"""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data.common.disk import room
+from pretrain import engine as engines
+from pretrain.checkpoint import checkpoint_bytes
+from pretrain.evaluate import probe_loss
+from pretrain.recipe import Recipe
+from pretrain.run import Run
+from pretrain.train import build, main, update
+
+NOWHERE = ".dry-run"
+"""A folder inside that of the run, so on the same disk. It is never made."""
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Build the run of the recipe, take two short steps and evaluate a batch; rank 0 prints what came of it.
+
+    On every rank. Raises what `build` and `update` raise. Writes nothing.
+    """
+    device = engines.init_distributed()
+    ranks = dist.get_world_size()
+    whole = recipe.gradient_accumulation_steps(ranks)
+    micro_batches = min(whole, 2)
+    run = build(shortened(recipe, micro_batches, ranks), device)
+    reports = [update(run, lambda: 0, lambda: 0) for _ in range(2)]
+    held_out = probe_loss(run)
+    peaks = [0.0] * ranks
+    dist.all_gather_object(peaks, peak_memory(device))
+    if run.rank == 0:
+        for line in lines(recipe, run, reports[-1], micro_batches, whole):
+            print(line)
+        print(f"held-out loss of the first examples: {held_out:.4f}")
+        kind = "of the GPU" if device.type == "cuda" else "of the process"
+        print(f"memory {kind}, the rank with most: {max(peaks) / 1e9:.2f} GB", flush=True)
+
+
+def shortened(recipe: Recipe, micro_batches: int, ranks: int) -> Recipe:
+    """The recipe with so many micro-batches in a step, as a new run."""
+    tokens = micro_batches * ranks * recipe.train.micro_batch_size * recipe.context_length()
+    changed = {"global_batch_tokens": tokens, "run": str(Path(recipe.train.run) / NOWHERE)}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changed)})
+
+
+def lines(recipe: Recipe, run: Run, report: dict[str, Any], micro_batches: int, whole: int) -> list[str]:
+    """What was found, a line each."""
+    train, keep = recipe.train, recipe.checkpoint
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[train.precision]
+    how = run.engine.module.describe(run.device, precision, recipe.context_length())
+    disk, free = room(Path(train.run))
+    checkpoint = checkpoint_bytes(run.optimizer.numbers, run.ranks)
+    most = keep.keep_last + keep.keep_best + 1  # one is written before another is removed
+    speed = run.recipe.train.global_batch_tokens / report["seconds"]
+    return [
+        f"{run.objective.config.parameter_count():,} parameters, ZeRO {recipe.deepspeed.stage}, {train.precision},"
+        f" {run.ranks} ranks; {how}",
+        f"a step: {whole} micro-batches of {train.micro_batch_size} x {recipe.context_length()} tokens on each of"
+        f" {run.ranks} ranks, {train.global_batch_tokens:,} tokens in all",
+        f"disk {disk}: {free / 1e9:.1f} GB free; a checkpoint takes {checkpoint / 1e9:.2f} GB, and up to {most} are"
+        f" there at once{' and those of keep_every_steps' if keep.keep_every_steps else ''}",
+        f"two steps of {micro_batches} of these micro-batches: loss {report['loss']:.4f}, gradient norm"
+        f" {report['gradient_norm']:.4f}; the second took {report['seconds']:.2f} s, {speed:,.0f} tokens/s",
+    ]
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that torch has reserved on a GPU, or that this process has had in memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main(program=dry_run)
