@@ -62,6 +62,14 @@ def test_the_optimizers_bytes_are_those_of_torchs_states() -> None:
     assert optimizer_bytes(recipe, config) == sum(value.nbytes for value in states)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_optimizers_bytes_are_those_of_the_states_in_checkpoints(kind: str) -> None:
+    recipe = recipe_of(f"optimizer.kind={kind}")
+    config = recipe.decoder_config(VOCABULARY)
+    optimizer = Optimizer(recipe, Decoder(config))
+    assert optimizer_bytes(recipe, config) == 4 * sum(optimizer.numbers[name] for name in optimizer.state_names)
+
+
 def states_case(settings: list[str]) -> tuple[int, int]:
     """Bytes of a rank's states and of its fp32 weights after a step, without padding."""
     recipe = recipe_of(*settings)
