@@ -68,13 +68,9 @@ def parameter_count(config: DecoderConfig) -> int:
 
 
 def optimizer_bytes(recipe: Recipe, config: DecoderConfig) -> int:
-    """Bytes of the optimizer's states over all ranks, in fp32.
-
-    AdamW keeps two numbers for each parameter, Muon one for those of the hidden matrices.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    matrices = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
-    return 8 * parameter_count(config) - 4 * matrices * (recipe.optimizer.kind == "muon")
+    """Bytes of the optimizer's states over all ranks, in fp32: AdamW keeps two numbers for each parameter, Muon one."""
+    hidden = config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    return 8 * parameter_count(config) - (4 * hidden if recipe.optimizer.kind == "muon" else 0)
 
 
 def memory(recipe: Recipe, vocabulary: int, ranks: int, cpu: bool = False) -> Memory:
@@ -311,16 +307,29 @@ time. Activations are those of eager mode; compiled layers keep less.
 Communication between machines is not counted."""
 
 
-def training_data(recipe: Recipe) -> tuple[int, int, str]:
-    """The vocabulary, the tokens of the training split (0 if unknown), and where both are from, in words."""
-    folders = list(recipe.shards_folders().values())
-    names = ", ".join(map(str, folders))
-    if all(folder.is_dir() for folder in folders):
-        counts = [read_manifest(folder, "shards")["counts"] for folder in folders]
-        return counts[0]["vocabulary"], sum(each["train"]["tokens"] for each in counts), f"from {names}"
+def training_data(recipe: Recipe) -> tuple[int, dict[str, int], str]:
+    """The vocabulary, the training tokens of each folder of shards (empty if one does not exist), and where both are
+    from, in words.
+    """
+    folders = recipe.shards_folders()
+    missing = [folder for folder in folders.values() if not folder.is_dir()]
+    if not missing:
+        counts = {name: read_manifest(folder, "shards")["counts"] for name, folder in folders.items()}
+        tokens = {name: each["train"]["tokens"] for name, each in counts.items()}
+        return next(iter(counts.values()))["vocabulary"], tokens, f"from {', '.join(map(str, folders.values()))}"
     if recipe.model.vocab_size:
-        return recipe.model.vocab_size, 0, "from model.vocab_size"
-    return VOCABULARY, 0, f"assumed as BioGPT's: no folder {names}"
+        return recipe.model.vocab_size, {}, "from model.vocab_size"
+    return VOCABULARY, {}, f"assumed as BioGPT's: no folder {missing[0]}"
+
+
+def _epochs(recipe: Recipe, tokens: dict[str, int]) -> str:
+    total = recipe.train.steps * recipe.train.global_batch_tokens
+    told = [
+        f"{float(weight) * total / tokens[name]:,.1f} of {tokens[name]:,} tokens{f' of {name}' * (len(tokens) > 1)}"
+        for name, weight in recipe.shards_weights().items()
+        if name in tokens
+    ]
+    return ", ".join(told) or "unknown without shards"
 
 
 def _is_choice(choice: Recipe, recipe: Recipe) -> bool:
@@ -329,7 +338,7 @@ def _is_choice(choice: Recipe, recipe: Recipe) -> bool:
 
 
 HEADER = (
-    "ZeRO", "recompute", "weights", "grads", "optim.", "activ.", "logits", "buffers", "peak", "largest"
+    "ZeRO", "recompute", "weights", "grads", "optim.", "acts.", "logits", "buffers", "peak", "largest"
 )  # fmt: skip
 
 
@@ -354,7 +363,7 @@ def gigabytes(number: float) -> str:
     return f"{number / 1e9:.{2 if number < 10e9 else 1}f}"
 
 
-def _time_table(recipe: Recipe, vocabulary: int, ranks: int, speed: Speed, tokens: int) -> Table:
+def _time_table(recipe: Recipe, vocabulary: int, ranks: int, speed: Speed, tokens: dict[str, int]) -> Table:
     """The rows of what the run takes."""
     rate = speed.tokens_per_second(recipe, vocabulary, ranks)
     total = recipe.train.steps * recipe.train.global_batch_tokens
@@ -363,7 +372,7 @@ def _time_table(recipe: Recipe, vocabulary: int, ranks: int, speed: Speed, token
         "steps": f"{recipe.train.steps:,} of {recipe.train.global_batch_tokens:,} tokens",
         "micro-batches of a step": f"{recipe.gradient_accumulation_steps(ranks):,} on each GPU",
         "tokens": f"{total:,}",
-        "epochs": f"{total / tokens:,.1f} of {tokens:,} tokens" if tokens else "unknown without shards",
+        "epochs": _epochs(recipe, tokens),
         "tokens a second": f"{rate:,.0f}, {rate / ranks:,.0f} on each GPU",
         "speed": speed.source,
         "days": f"{hours / 24:,.2f}",

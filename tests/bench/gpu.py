@@ -188,18 +188,18 @@ def documents_alone(place: Place) -> str:
     for start, stop in pairwise(cuts):
         apart = apart + alone(batch[0][:, start:stop], batch[1][:, start:stop])
     apart.backward()
-    differences = [abs(float(together / apart) - 1)]
+    differences = [abs(float((together / apart).detach()) - 1)]
     for one, other in zip(packed.parameters(), alone.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None
         differences.append(float((one.grad - other.grad).float().norm() / other.grad.float().norm().clamp(min=1e-6)))
     with torch.no_grad():
         found = float(packed(*to_device((ids, targets), torch.device(place.device))))
-    assert found == float(together), "offsets found on the device give another loss"
+    assert found == together.item(), "offsets found on the device give another loss"
     assert differences[0] < 1e-3 and max(differences) < 0.1, differences
     dropped = Decoder(replace(config, attention_probs_dropout_prob=0.1)).to(place.device, torch.bfloat16)
     dropped.load_state_dict(packed.state_dict())
-    draws = [float(dropped(*batch)) for _ in range(8)]
-    assert len(set(draws)) > 1 and abs(sum(draws) / 8 / float(together) - 1) < 0.05, draws
+    draws = [dropped(*batch).item() for _ in range(8)]
+    assert len(set(draws)) > 1 and abs(sum(draws) / 8 / together.item() - 1) < 0.05, draws
     return f"loss {differences[0]:.1e}, gradients at most {max(differences[1:]):.1e}, relative"
 
 

@@ -72,7 +72,7 @@ def zero_3_settings(folder: Path) -> list[str]:
 def plain_losses(chosen: list[str], ranks: int) -> list[float]:
     """The run by plain torch: one process, the whole global batch at once."""
     recipe = load_recipe("tiny", chosen)
-    shards = Path(recipe.data.shards)
+    shards = recipe.shards_folders()["train"]
     manifest = read_manifest(shards, "shards")
     stream = TokenStream(shards, manifest, "train")
     blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)

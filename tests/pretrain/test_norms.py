@@ -32,8 +32,9 @@ def test_a_group_is_the_kind_of_module() -> None:
 def plain_norms(chosen: list[str], ranks: int, first_update: int = 0) -> list[dict[str, float]]:
     """For each step the norms of the groups' gradients and updated weights, by plain torch in fp32."""
     recipe = load_recipe("tiny", chosen)
-    manifest = read_manifest(Path(recipe.data.shards), "shards")
-    stream = TokenStream(Path(recipe.data.shards), manifest, "train")
+    shards = recipe.shards_folders()["train"]
+    manifest = read_manifest(shards, "shards")
+    stream = TokenStream(shards, manifest, "train")
     blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
     torch.manual_seed(recipe.train.seed)
     decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"]))
