@@ -5,7 +5,6 @@ micro-batch is added to kept gradients, which takes the most memory. The steps b
 the run is verified and compared with the recipe by `biogpt train`, but not loaded.
 """
 
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from data.common.disk import room
 from pretrain import engine as engines
 from pretrain.checkpoint import checkpoint_bytes
 from pretrain.evaluate import probe_loss
+from pretrain.metrics import memory_figures
 from pretrain.recipe import Recipe
 from pretrain.run import Run
 from pretrain.train import build, main, update
@@ -37,13 +37,13 @@ def dry_run(recipe: Recipe) -> None:
     reports = [update(run, lambda: 0, lambda: 0) for _ in range(2)]
     held_out = probe_loss(run)
     peaks = [0.0] * ranks
-    dist.all_gather_object(peaks, peak_memory(device))
+    dist.all_gather_object(peaks, max(memory_figures(device).values()))
     if run.rank == 0:
         for line in lines(recipe, run, reports[-1], micro_batches, whole):
             print(line)
         print(f"held-out loss of the first examples: {held_out:.4f}")
         kind = "of the GPU" if device.type == "cuda" else "of the process"
-        print(f"memory {kind}, the rank with most: {max(peaks) / 1e9:.2f} GB", flush=True)
+        print(f"memory {kind}, the rank with most: {max(peaks):.2f} GiB", flush=True)
 
 
 def shortened(recipe: Recipe, micro_batches: int, ranks: int) -> Recipe:
@@ -72,13 +72,6 @@ def lines(recipe: Recipe, run: Run, report: dict[str, Any], micro_batches: int, 
         f"two steps of {micro_batches} of these micro-batches: loss {report['loss']:.4f}, gradient norm"
         f" {report['gradient_norm']:.4f}; the second took {report['seconds']:.2f} s, {speed:,.0f} tokens/s",
     ]
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most bytes that torch has reserved on a GPU, or that this process has had in memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

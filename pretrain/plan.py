@@ -35,7 +35,7 @@ ALL_REDUCE = 500_000_000
 PROCESS = 1e8
 """What the first steps of a CPU run bring in besides tensors: modules imported at first use, the kernels' own memory.
 Fitted to runs of 36M parameters (`tests.bench.plan`)."""
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+CHUNK_LOGITS, COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}, {"cpu": 2**25, "cuda": 2**29}
 """As in `model/loss.py`, which imports torch."""
 
 
@@ -113,15 +113,14 @@ def memory(recipe: Recipe, vocabulary: int, ranks: int, cpu: bool = False) -> Me
     computing = gradients + gathered + logits
     reducing += gradients + gathered
     updating += temporary
-    if cpu:  # small tensors go back to the allocator, which keeps their memory: activations, and replaced weights
+    if cpu:  # small tensors go back to the allocator, which keeps their memory: activations, gathered, replaced weights
         replaced = width * number if stage > 1 else 0  # at stage 1 the gradients reuse it
-        step = PROCESS + always + replaced + activations + max(computing, reducing, updating)
+        returned = replaced + gathered + activations
+        step = PROCESS + always + returned + max(computing - gathered, reducing - gathered, updating)
     else:
         step = always + max(computing + activations, reducing, updating)
     built = weights + (4 * number if stage == 1 and width == 2 else 4 * share)
-    copied = (
-        (2 if stage == 3 else 1) * width * number
-    )  # flat weights are copies; stage 3 moves its partitions once more
+    copied = width * (number + (share if stage == 3 else 0))  # flat weights are copies; stage 3 copies a share again
     build = built + copied if cpu else max(built, 2 * width * number)
     return Memory(
         weights=weights,
@@ -157,10 +156,16 @@ def activation_bytes(recipe: Recipe, config: DecoderConfig, cpu: bool) -> float:
 
 
 def logit_bytes(recipe: Recipe, config: DecoderConfig, cpu: bool) -> float:
-    """Bytes of a chunk's logits and of their softmax in fp32, and of the weight's gradient (`model/loss.py`)."""
+    """Bytes of a chunk's logits and of their softmax, and of the weight's gradient (`model/loss.py`).
+
+    Both are in fp32; compiled, as is the default on a GPU, they are in `train.precision`.
+    """
+    compiled = recipe.train.compile is not False and not cpu
+    chunk_logits = (COMPILED_CHUNK_LOGITS if compiled else CHUNK_LOGITS)["cpu" if cpu else "cuda"]
     rows = recipe.train.micro_batch_size * recipe.context_length()
-    chunk = max(min(rows, CHUNK_LOGITS["cpu" if cpu else "cuda"] // config.padded_vocab_size), 1)
-    return 8 * chunk * config.padded_vocab_size + 4 * config.padded_vocab_size * config.hidden_size
+    chunk = max(min(rows, chunk_logits // config.padded_vocab_size), 1)
+    logit = 2 * (BYTES[recipe.train.precision] if compiled else 4)
+    return logit * chunk * config.padded_vocab_size + 4 * config.padded_vocab_size * config.hidden_size
 
 
 class Choice(NamedTuple):
@@ -298,8 +303,8 @@ def print_plan(recipe: Recipe, name: str, ranks: int, gpu_name: str, run: Path |
 CHECKED = """\
 Checked against measured runs, on CPUs alone: memory and, with --run, time.
 docs/planning.md says how far they are off. Not checked on any GPU: memory and
-time. Memory is that of eager mode; compiled layers take less. Communication
-between machines is not counted."""
+time. Activations are those of eager mode; compiled layers keep less.
+Communication between machines is not counted."""
 
 
 def training_data(recipe: Recipe) -> tuple[int, dict[str, int], str]:
