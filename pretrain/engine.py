@@ -28,7 +28,7 @@ from pretrain.deepspeed_config import deepspeed_config
 from pretrain.held_out import Batch, to_device
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
-from pretrain.tensor_file import Fragment
+from pretrain.tensor_file import Fragment, Layout
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -205,12 +205,16 @@ def own_fragments(engine: Engine, optimizer: Optimizer, kind: str) -> Iterator[F
 
 
 def updated_numbers(engine: Engine, optimizer: Optimizer) -> dict[str, int]:
-    """How many numbers of the model have a state of the optimizer, by the rule that updates them, over all ranks."""
-    counts = dict.fromkeys(optimizer.rules.values(), 0)
+    """How many numbers of the model have a state of the optimizer, by the rule that updates them, over all ranks.
+
+    The rows that pad the vocabulary are not counted.
+    """
+    counts, layout = dict.fromkeys(optimizer.rules.values(), 0), Layout(engine.module)
     for state in optimizer.state_names:
-        for name, _, values in own_fragments(engine, optimizer, state):
+        for fragment in own_fragments(engine, optimizer, state):
+            name = fragment[0]
             if state == optimizer.states[name][0]:
-                counts[optimizer.rules[name]] += values.numel()
+                counts[optimizer.rules[name]] += sum(values.numel() for _, _, values in layout.ranges(fragment))
     everywhere: list[Any] = [counts] * dist.get_world_size()
     dist.all_gather_object(everywhere, counts)
     return {rule: sum(each[rule] for each in everywhere) for rule in counts}
