@@ -21,7 +21,7 @@ from pretrain import saver
 from pretrain import train as loop
 from pretrain.checkpoint import CheckpointWriter
 from pretrain.metrics import Appended
-from pretrain.recipe import load_recipe
+from pretrain.recipe import Recipe, load_recipe
 from pretrain.run import Run
 from pretrain.saver import Saver
 from pretrain.schedule import learning_rate
@@ -69,8 +69,8 @@ def zero_3_settings(folder: Path) -> list[str]:
     return ["deepspeed.stage=3", f"deepspeed.config={path}"]
 
 
-def plain_losses(chosen: list[str], ranks: int) -> list[float]:
-    """The run by plain torch: one process, the whole global batch at once."""
+def plain_start(chosen: list[str]) -> tuple[Recipe, TrainingBlocks, Decoder]:
+    """The tiny recipe with these settings, its blocks and its new model, without objective and engine."""
     recipe = load_recipe("tiny", chosen)
     shards = recipe.shards_folders()["train"]
     manifest = read_manifest(shards, "shards")
@@ -78,6 +78,12 @@ def plain_losses(chosen: list[str], ranks: int) -> list[float]:
     blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
     torch.manual_seed(recipe.train.seed)
     decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"]))
+    return recipe, blocks, decoder
+
+
+def plain_losses(chosen: list[str], ranks: int) -> list[float]:
+    """The run by plain torch: one process, the whole global batch at once."""
+    recipe, blocks, decoder = plain_start(chosen)
     optimizer = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     losses = []
     for step in range(recipe.train.steps):

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.common.files import read_manifest
-from data.shards.blocks import TokenStream, TrainingBlocks
 from model.decoder import Decoder
 from pretrain.norms import group
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
-from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import metrics, plain_start, run_case, settings, zero_3_settings
 from tests.pretrain.test_train import fp16_case
 from tests.ranks import Ranks
 
@@ -31,13 +29,7 @@ def test_a_group_is_the_kind_of_module() -> None:
 
 def plain_norms(chosen: list[str], ranks: int, first_update: int = 0) -> list[dict[str, float]]:
     """For each step the norms of the groups' gradients and updated weights, by plain torch in fp32."""
-    recipe = load_recipe("tiny", chosen)
-    shards = recipe.shards_folders()["train"]
-    manifest = read_manifest(shards, "shards")
-    stream = TokenStream(shards, manifest, "train")
-    blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)
-    torch.manual_seed(recipe.train.seed)
-    decoder = Decoder(recipe.decoder_config(manifest["counts"]["vocabulary"]))
+    recipe, blocks, decoder = plain_start(chosen)
     optimizer = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     steps = []
     size, at_once = recipe.global_batch_size(), recipe.train.micro_batch_size * ranks
