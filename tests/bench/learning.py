@@ -1,0 +1,304 @@
+"""What a token teaches: held-out loss by recipe. `python -m tests.bench.learning --budget 3e6` prints a table.
+
+Every point is a run with a complete schedule of its own length. Finished runs are kept in `--out`, so a bench that was
+cut off goes on. Needs the real abstracts; about 80 minutes on two idle cores with the default budget.
+"""
+
+import argparse
+import contextlib
+import gzip
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import statistics
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.common.files import read_json, whole_file, write_json
+from data.corpus.build import make_corpus
+from data.shards.build import make_shards
+from data.text.train import train_tokenizer
+from pretrain.checkpoint import Diverged, list_checkpoints, read_model
+from pretrain.held_out import held_out_loss
+from pretrain.recipe import load_recipe
+from pretrain.record import read_record
+from pretrain.report import plot_curves
+from pretrain.run import Run
+from pretrain.train import train
+from tests.bench.machine import machine
+from tests.bench.needs import need_shared
+from tests.paths import SHARED
+
+CONTEXT, BATCH, MERGES = 128, 4096, 3_800  # tokens, tokens, merges: 1.3 million parameters
+COMMON = [
+    "model.preset=tiny", "train.precision=fp32", "deepspeed.stage=0", "train.micro_batch_size=32",
+    f"train.global_batch_tokens={BATCH}", "checkpoint.background=false", "checkpoint.keep_last=1",
+    "checkpoint.keep_best=false", "log.every_steps=10",
+]  # fmt: skip
+WELL_TUNED = [
+    "schedule.kind=linear", "optimizer.betas=[0.9, 0.95]", "optimizer.gradient_clipping=1.0",
+    "optimizer.decay_biases_and_norms=false", "model.hidden_dropout_prob=0.0",
+    "model.attention_probs_dropout_prob=0.0",
+]  # fmt: skip
+ARMS = {
+    # As launch/recipes/biogpt.toml: dropout 0.1, betas 0.9 and 0.98, no clipping. Its warm-up is 10 % of its steps too.
+    "published": [
+        "schedule.kind=inverse_sqrt", "optimizer.betas=[0.9, 0.98]", "optimizer.gradient_clipping=0.0",
+        "optimizer.decay_biases_and_norms=true", "model.hidden_dropout_prob=0.1",
+        "model.attention_probs_dropout_prob=0.1",
+    ],
+    "adamw": WELL_TUNED,
+    "muon": [*WELL_TUNED, "optimizer.kind=muon"],
+}  # fmt: skip
+FIRST_RATES = {"published": 2, "adamw": 3, "muon": 3}
+"""The middle of the first grid, as an index of RATES."""
+RATES = [1e-3 * 2**power for power in range(-2, 9)]
+DECAYS = [0.01, 0.03, 0.1, 0.3, 1.0]
+FIRST_DECAYS = (0, 2)
+OPTIONS: dict[str, str] = {}
+"""Settings that are tried one by one on top of the tuned Muon: what they do, in words -> the setting."""
+AVERAGED = "the last checkpoints averaged"
+"""An option that changes no run: checkpoints every 32nd part of it, of which the last are averaged."""
+AVERAGES = (2, 4, 8)
+SHARES = (0.5, 0.625, 0.75)
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run."""
+
+    arm: str
+    rate: int
+    """Index of RATES."""
+    decay: int
+    """Index of DECAYS."""
+    steps: int
+    seed: int = 1
+    option: str = ""
+    """One of OPTIONS, or AVERAGED."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        option = f"-{self.option.replace(' ', '-')}" if self.option else ""
+        return f"{self.arm}-{RATES[self.rate]:g}-{DECAYS[self.decay]:g}-{self.steps}-{self.seed}{option}"
+
+    def settings(self, folder: Path) -> list[str]:
+        """What its recipe says."""
+        own = [
+            f"data.shards={folder / 'shards'}", f"train.run={folder / 'runs' / self.name}",
+            f"train.steps={self.steps}", f"train.seed={self.seed}", f"schedule.warmup_steps={self.steps // 10}",
+            f"optimizer.learning_rate={RATES[self.rate]}", f"optimizer.weight_decay={DECAYS[self.decay]}",
+            f"checkpoint.every_steps={self.steps}", f"evaluate.every_steps={-(-self.steps // 8)}",
+        ]  # fmt: skip
+        if self.option == AVERAGED:
+            option = [f"checkpoint.every_steps={-(-self.steps // 32)}", f"checkpoint.keep_last={max(AVERAGES)}"]
+        else:
+            option = [OPTIONS[self.option]] if self.option else []
+        return [*COMMON, *ARMS[self.arm], *own, *option]
+
+
+def prepare(folder: Path) -> None:
+    """The shards: a text a line, equal texts removed before the split, so that none is on both sides."""
+    if (folder / "shards").is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    texts: dict[str, None] = {}
+    for path in sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            for record in map(json.loads, stream):
+                words = (record.get("title"), record.get("abstract"), record.get("text"))
+                texts[" ".join(" ".join(part for part in words if part).split())] = None
+    with whole_file(folder / "texts.txt") as stream:
+        stream.write("".join(f"{text}\n" for text in texts if text).encode())
+    make_corpus([folder / "texts.txt"], folder / "corpus", 0.01, 0.0, workers=2)
+    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=MERGES, min_count=1, workers=2)
+    make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=2)
+
+
+def run_point(point: Point, folder: Path) -> dict[str, float]:
+    """Train a point unless it is done, and return its last held-out figures. Of its run the metrics are kept."""
+    result = folder / "results" / f"{point.name}.json"
+    if not result.is_file():
+        use_one_core()
+        recipe = load_recipe("tiny", point.settings(folder))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                run = train(recipe)
+            figures = {name: run.held_out[name] for name in ("loss", "bits_per_byte")}
+            if point.option == AVERAGED:
+                figures |= {f"mean of {last}": averaged_loss(run, last) for last in AVERAGES}
+        except Diverged:
+            figures = {"loss": 1e9, "bits_per_byte": 1e9}
+        result.parent.mkdir(exist_ok=True)
+        write_json(result, figures)
+        shutil.rmtree(Path(recipe.train.run) / "checkpoints", ignore_errors=True)
+    return read_json(result)
+
+
+def averaged_loss(run: Run, last: int) -> float:
+    """The held-out loss of the mean of a run's last checkpoints."""
+    model, mean = (run.objective.build_model() for _ in range(2))
+    for parameter in mean.parameters():
+        parameter.data.zero_()
+    for checkpoint in list_checkpoints(run.folder)[:last]:
+        read_model(checkpoint, model)
+        for total, parameter in zip(mean.parameters(), model.parameters(), strict=True):
+            total.data.add_(parameter.data, alpha=1 / last)
+    return held_out_loss(mean.eval(), run.objective.held_out(), 32, run.device)["loss"]
+
+
+def use_one_core() -> None:
+    """Keep this worker on a core of its own: a rank takes all cores that its process may use."""
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(multiprocessing.current_process().name.split("-")[-1])
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+class Bench:
+    """Runs points in worker processes, several at once."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self._folder, self._workers = folder, workers
+        self.losses: dict[Point, float] = {}
+        self.figures: dict[Point, dict[str, float]] = {}
+
+    def run(self, points: Iterable[Point]) -> None:
+        """Run those that have not been run. `losses` and `figures` hold the results."""
+        missing = [point for point in dict.fromkeys(points) if point not in self.losses]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._workers, mp_context=context) as executor:
+            futures = {point: executor.submit(run_point, point, self._folder) for point in missing}
+            for point, future in futures.items():
+                self.figures[point] = future.result()
+                self.losses[point] = self.figures[point]["loss"]
+                print(f"  {point.name}: {self.losses[point]:.4f}", flush=True)
+
+    def tune(self, arms: Iterable[str], steps: int) -> dict[str, Point]:
+        """The best point of each arm in runs of so many steps. Its neighbours in the grid have been run too."""
+        grids = {arm: set(first_grid(arm, steps)) for arm in arms}
+        while True:
+            self.run(point for grid in grids.values() for point in sorted(grid, key=lambda point: point.name))
+            best = {arm: min(grid, key=lambda point: self.losses[point]) for arm, grid in grids.items()}
+            if all(set(neighbours(best[arm])) <= grids[arm] for arm in arms):
+                return best
+            for arm in arms:
+                grids[arm] |= set(neighbours(best[arm]))
+
+
+def first_grid(arm: str, steps: int) -> list[Point]:
+    """Three rates by two decays."""
+    middle = FIRST_RATES[arm]
+    return [Point(arm, rate, decay, steps) for rate in range(middle - 1, middle + 2) for decay in FIRST_DECAYS]
+
+
+def neighbours(point: Point) -> list[Point]:
+    """The next rates, with the same decay, and the next decays, with the same rate."""
+    around = [replace(point, rate=point.rate + step) for step in (-1, 1)]
+    around += [replace(point, decay=point.decay + step) for step in (-1, 1)]
+    return [each for each in around if 0 <= each.rate < len(RATES) and 0 <= each.decay < len(DECAYS)]
+
+
+def main() -> None:
+    """Run everything and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", type=float, default=3e6, help="tokens of one final run (default: 3 million)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, a core each")
+    parser.add_argument("--out", type=Path, default=Path("learning"), help="folder of the runs; done ones are kept")
+    given = parser.parse_args()
+    need_shared()
+    steps = round(given.budget / BATCH)
+    third, shares = steps // 3, [round(steps * share) for share in SHARES]
+    runs = {
+        "grids, before they are extended": sum(len(first_grid(arm, third)) for arm in ARMS) * third,
+        "finals": len(ARMS) * len(SEEDS) * steps,
+        "shorter finals": len(SEEDS) * sum(shares),
+        "options": (len(OPTIONS) + 2) * len(SEEDS[:2]) * steps,
+    }
+    total = sum(runs.values()) * BATCH
+    parts = ", ".join(f"{name} {count * BATCH / 1e6:.1f}" for name, count in runs.items())
+    print(f"{total / 1e6:.0f} million tokens: {parts}", flush=True)
+    prepare(given.out)
+    bench = Bench(given.out, given.workers)
+    best = bench.tune(ARMS, third)
+    finals = {arm: [replace(point, steps=steps, seed=seed) for seed in SEEDS] for arm, point in best.items()}
+    shorter = {count: [replace(point, steps=count) for point in finals["muon"]] for count in shares}
+    pairs = {
+        (arm, option): [replace(point, option=option) for point in finals[arm][:2]]
+        for arm, option in [("muon", option) for option in OPTIONS] + [("published", AVERAGED), ("muon", AVERAGED)]
+    }
+    bench.run(point for points in (*finals.values(), *shorter.values(), *pairs.values()) for point in points)
+    print(f"\n{machine()}\n")
+    print(tables(bench, best, finals, shorter, pairs))
+    names = {f"{arm}, seed {point.seed}": point for arm, points in finals.items() for point in points[:1]}
+    records = {name: read_record(given.out / "runs" / point.name) for name, point in names.items()}
+    plot_curves(records, given.out / "curves.png")
+
+
+def tables(
+    bench: Bench,
+    best: dict[str, Point],
+    finals: dict[str, list[Point]],
+    shorter: dict[int, list[Point]],
+    pairs: dict[tuple[str, str], list[Point]],
+) -> str:
+    """Everything measured, in Markdown."""
+    lines = [
+        "| recipe | best of the grid | points | tokens | held-out loss, three seeds | bits per byte |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, points in finals.items():
+        tried = sum(point.arm == arm and point.steps == best[arm].steps for point in bench.losses)
+        chosen = f"rate {RATES[best[arm].rate]:g}, decay {DECAYS[best[arm].decay]:g}"
+        lines.append(f"| {arm} | {chosen} | {tried} | {points[0].steps * BATCH:,} | {_summary(bench, points)} |")
+    for count, points in shorter.items():
+        lines.append(f"| muon | | | {count * BATCH:,} | {_summary(bench, points)} |")
+    goal = statistics.fmean(bench.losses[point] for point in finals["adamw"])
+    curve = [
+        (points[0].steps, statistics.fmean(map(bench.losses.__getitem__, points)))
+        for points in (*shorter.values(), finals["muon"])
+    ]
+    share = tokens_to_reach(goal, curve) / finals["adamw"][0].steps
+    lines += ["", f"Muon reaches AdamW's mean final loss, {goal:.4f}, with {share:.2f}x of its tokens."]
+    lines += ["", "| option | recipe | seed 1 | seed 2 |", "|---|---|---|---|"]
+    for (arm, option), points in pairs.items():
+        if option == AVERAGED:
+            for last in AVERAGES:
+                changes = [bench.figures[point][f"mean of {last}"] - bench.losses[point] for point in points]
+                lines.append(f"| mean of the last {last} of 32 checkpoints | {arm} | {_changes(changes)} |")
+        else:
+            changes = [bench.losses[point] - bench.losses[replace(point, option="")] for point in points]
+            lines.append(f"| {option} | {arm} | {_changes(changes)} |")
+    return "\n".join(lines)
+
+
+def _summary(bench: Bench, points: list[Point]) -> str:
+    losses, bits = ([bench.figures[point][name] for point in points] for name in ("loss", "bits_per_byte"))
+    return f"{statistics.fmean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f}) | {statistics.fmean(bits):.4f}"
+
+
+def _changes(changes: list[float]) -> str:
+    return " | ".join(f"{change:+.4f}" for change in changes)
+
+
+def tokens_to_reach(goal: float, curve: list[tuple[int, float]]) -> float:
+    """The steps of a run that ends at a loss, between runs of other lengths: linear in the logarithm of the steps.
+
+    NaN if the goal lies outside of what was run.
+    """
+    for (fewer, higher), (more, lower) in itertools.pairwise(curve):
+        if lower <= goal <= higher:
+            part = (higher - goal) / max(higher - lower, 1e-12)
+            return math.exp(math.log(fewer) + part * (math.log(more) - math.log(fewer)))
+    return math.nan
+
+
+if __name__ == "__main__":
+    main()
