@@ -5,6 +5,11 @@ from typing import Any, Literal, get_args
 
 VOCABULARY_MULTIPLE = 128
 """The embedding's rows are padded to a multiple of this, because matrix units are fastest with round sizes."""
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+"""Logits in a chunk of the loss, by the type of device: enough that adding up the weight's gradient costs little beside
+the matrix products."""
+COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**29}
+"""The same if the chunk is compiled, which holds them in half precision alone."""
 Recomputation = Literal["none", "selective", "full"]
 Boundaries = Literal["none", "document"]
 Initialization = Literal["fairseq", "hf"]

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.config import CHUNK_LOGITS, COMPILED_CHUNK_LOGITS
+
 IGNORE_INDEX = -100
 """Targets with this value do not count, as in torch and transformers."""
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits in a chunk: enough that adding up the weight's gradient costs little beside the matrix products."""
-COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**29}
-"""The same if the chunk is compiled, which holds them in half precision alone."""
 ChunkLoss = Callable[..., tuple[Tensor, ...]]
 
 

@@ -8,7 +8,6 @@ the run is verified and compared with the recipe by `biogpt train`, but not load
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from data.common.disk import room
@@ -18,6 +17,7 @@ from pretrain.evaluate import probe_loss
 from pretrain.metrics import memory_figures
 from pretrain.recipe import Recipe
 from pretrain.run import Run
+from pretrain.start import in_words
 from pretrain.train import build, main, update
 
 NOWHERE = ".dry-run"
@@ -56,15 +56,12 @@ def shortened(recipe: Recipe, micro_batches: int, ranks: int) -> Recipe:
 def lines(recipe: Recipe, run: Run, report: dict[str, Any], micro_batches: int, whole: int) -> list[str]:
     """What was found, a line each."""
     train, keep = recipe.train, recipe.checkpoint
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[train.precision]
-    how = run.engine.module.describe(run.device, precision, recipe.context_length())
     disk, free = room(Path(train.run))
     checkpoint = checkpoint_bytes(run.optimizer.numbers, run.ranks)
     most = keep.keep_last + keep.keep_best + 1  # one is written before another is removed
     speed = run.recipe.train.global_batch_tokens / report["seconds"]
     return [
-        f"{run.objective.config.parameter_count():,} parameters, ZeRO {recipe.deepspeed.stage}, {train.precision},"
-        f" {run.ranks} ranks; {how}",
+        in_words(run),
         f"a step: {whole} micro-batches of {train.micro_batch_size} x {recipe.context_length()} tokens on each of"
         f" {run.ranks} ranks, {train.global_batch_tokens:,} tokens in all",
         f"disk {disk}: {free / 1e9:.1f} GB free; a checkpoint takes {checkpoint / 1e9:.2f} GB, and up to {most} are"

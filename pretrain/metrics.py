@@ -26,7 +26,7 @@ from pretrain import engine as engines
 from pretrain.gpus import GPUS
 from pretrain.norms import squared_norms, whole_norms
 from pretrain.run import Observer, Run
-from pretrain.start import start_record
+from pretrain.start import in_words, start_record
 from pretrain.stopwatch import PARTS
 
 SPIKE_WINDOW = 100  # steps
@@ -150,16 +150,10 @@ class Reporter(Observer):
     def begin(self, run: Run) -> None:
         """Print the first line, and record what this start is made with."""
         begun = f"resumed from {run.resumed_from}" if run.resumed_from else "new run"
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.recipe.train.precision]
-        how = run.engine.module.describe(run.device, precision, run.recipe.context_length())
-        start = start_record(run, how)
+        start = start_record(run)
         if self.metrics:
             self.metrics.write_start(run.step, start)
-        self.say(
-            run,
-            f"{begun}: {run.objective.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"
-            f" {run.recipe.train.precision}, {run.ranks} ranks; {how}",
-        )
+        self.say(run, f"{begun}: {in_words(run)}")
 
     def say(self, run: Run, text: str, passing: bool = False, **values: float) -> None:
         """Print a line and record the finite values for this step. Does nothing on other ranks than 0."""

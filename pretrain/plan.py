@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest
-from model.config import DecoderConfig, Recomputation
+from model.config import CHUNK_LOGITS, COMPILED_CHUNK_LOGITS, DecoderConfig, Recomputation
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.gpus import GPUS, Gpu
 from pretrain.recipe import Recipe, load_recipe
@@ -35,8 +35,6 @@ ALL_REDUCE = 500_000_000
 PROCESS = 1e8
 """What the first steps of a CPU run bring in besides tensors: modules imported at first use, the kernels' own memory.
 Fitted to runs of 36M parameters (`tests.bench.plan`)."""
-CHUNK_LOGITS, COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}, {"cpu": 2**25, "cuda": 2**29}
-"""As in `model/loss.py`, which imports torch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,24 @@ from pretrain.run import Run
 PACKAGES = ("torch", "deepspeed", "numpy")
 
 
-def start_record(run: Run, computation: str) -> dict[str, Any]:
+def computation(run: Run) -> str:
+    """How the model computes a step, in words."""
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.recipe.train.precision]
+    return run.engine.module.describe(run.device, precision, run.recipe.context_length())
+
+
+def in_words(run: Run) -> str:
+    """The run in a line: its size, stage, precision and ranks, and how it computes."""
+    return (
+        f"{run.objective.config.parameter_count():,} parameters, ZeRO {run.recipe.deepspeed.stage},"
+        f" {run.recipe.train.precision}, {run.ranks} ranks; {computation(run)}"
+    )
+
+
+def start_record(run: Run) -> dict[str, Any]:
     """Settings, ranks, devices and versions by name; empty on other ranks than 0, which only tell their device.
 
-    Every rank must call it. computation: how the model computes a step, in words.
+    Every rank must call it.
     """
     names = [""] * run.ranks
     dist.all_gather_object(names, device_name(run.device))
@@ -33,7 +47,7 @@ def start_record(run: Run, computation: str) -> dict[str, Any]:
         "ranks": run.ranks,
         "devices": ", ".join(f"{count} x {name}" for name, count in Counter(names).items()),
         "threads of a rank": torch.get_num_threads(),
-        "computation": computation,
+        "computation": computation(run),
         "code of biogpt-pretrain": code_hash(),
         "version of python": platform.python_version(),
         **{f"version of {package}": importlib.metadata.version(package) for package in PACKAGES},

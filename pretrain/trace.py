@@ -34,11 +34,8 @@ class Tracer(Observer):
 
     def after_step(self, run: Run, report: dict[str, Any]) -> None:
         """Write the trace if this was its last step; start if the next step is its first."""
-        if (
-            self._profile
-            and run.recipe.log.profile_steps
-            and (run.ending or run.step == run.recipe.log.profile_steps[1])
-        ):
+        _, last = run.recipe.log.profile_steps or (0, 0)
+        if self._profile and (run.ending or run.step == last):
             run.stamp(f"the trace after step {run.step}", long=True)
             self._profile.stop()
             finished, self._profile = self._profile, None
