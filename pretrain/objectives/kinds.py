@@ -2,9 +2,10 @@
 
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
+from pretrain.objectives.prompt_target import PromptTarget
 from pretrain.recipe import Recipe
 
-OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
+OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken, "prompt_target": PromptTarget}
 
 
 def make_objective(recipe: Recipe) -> Objective:
