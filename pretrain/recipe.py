@@ -101,7 +101,7 @@ class TrainSection(Section):
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the working weights and activations. Master weights are always fp32."""
     compile: bool | None = None
-    """Compile the layers and the loss with torch.compile. By default on a GPU, if a C compiler is found."""
+    """Compile the layers and the loss with torch.compile. By default for shards on a GPU, if a C compiler is found."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the initial weights, the order of the data, dropout and layerdrop."""
     stop_after_minutes: Rate = Field(default=0.0, ge=0)
