@@ -82,7 +82,7 @@ def train(
 
 
 def finetune(
-    task: Annotated[str, typer.Argument(help="A benchmark: pubmedqa, bc5cdr-relations.")],
+    task: Annotated[str, typer.Argument(help="A benchmark: pubmedqa, hoc, bc5cdr-relations, bc5cdr-entities.")],
     model: Annotated[Path, typer.Option("--model", help="The model to start from: an exported folder or a run.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of the benchmark's files, as they were published.")],
     settings: Annotated[
