@@ -82,7 +82,7 @@ def train(
 
 
 def finetune(
-    task: Annotated[str, typer.Argument(help="A benchmark: pubmedqa, bc5cdr-relations.")],
+    task: Annotated[str, typer.Argument(help="A benchmark: pubmedqa, hoc, bc5cdr-relations, bc5cdr-entities.")],
     model: Annotated[Path, typer.Option("--model", help="The model to start from: an exported folder or a run.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of the benchmark's files, as they were published.")],
     settings: Annotated[
@@ -243,6 +243,8 @@ def evaluate(
         text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
         if "perplexity" in figures:
             text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+        for name in sorted(figures.keys() & {"accuracy", "micro_f1", "macro_f1"}):
+            text += f", {name.replace('_', ' ')} {figures[name]:.2f} %"
         print(f"{text}, {figures['tokens']:,} tokens")
 
 

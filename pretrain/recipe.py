@@ -114,9 +114,10 @@ class TrainSection(Section):
 
 
 class ObjectiveSection(Section):
-    kind: Literal["next_token", "prompt_target"] = "next_token"
+    kind: Literal["next_token", "prompt_target", "token_classification", "sequence_classification"] = "next_token"
     """What the model learns: "next_token" predicts each token of packed blocks from those before it. "prompt_target"
-    predicts the target of each record, and its end, after the prompt."""
+    predicts the target of each record, and its end, after the prompt. "token_classification" finds labelled spans of
+    characters, "sequence_classification" the label or labels of a text."""
 
 
 class OptimizerSection(Section):

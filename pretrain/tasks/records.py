@@ -36,4 +36,11 @@ def as_record(item: Item, kind: str) -> dict[str, Any]:
     """An item as the objective `kind` reads it."""
     if kind == "prompt_target":
         return {"id": item.id, "prompt": item.prompt, "target": item.target}
+    spans = all(isinstance(answer, tuple) and len(answer) == 3 for answer in item.answers)
+    if kind == "token_classification" and spans:
+        keys = ("start", "end", "label")
+        named = [dict(zip(keys, answer, strict=True)) for answer in item.answers]
+        return {"id": item.id, "text": item.text, "spans": named}
+    if kind == "sequence_classification" and all(isinstance(answer, str) for answer in item.answers):
+        return {"id": item.id, "text": item.text, "labels": list(item.answers)}
     raise UserError(f'objective.kind = "{kind}": learns nothing from a benchmark')
