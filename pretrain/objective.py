@@ -35,6 +35,8 @@ class Exported(NamedTuple):
     outputs: Any
     """The tensors of a batch -> what `Objective.outputs` gives for our model."""
     loss: SummedLoss
+    model: Any
+    """transformers' model itself, which the two call."""
 
 
 class Objective(ABC):
@@ -211,7 +213,7 @@ class NextToken(Objective):
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
         model = load_hf(folder, device)
-        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model))
+        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model), model)
 
 
 class HeldOutBlocks(HeldOut):

@@ -28,7 +28,7 @@ def model_card(
         "held-out loss by transformers, nats a target": f"{held_out['loss']:.4f}",
         **{f"held-out {name.replace('_', ' ')}": f"{value:.5g}" for name, value in others.items()},
         "held-out targets": f"{held_out['tokens']:,}",
-        "the same loss as the run recorded it": f"{counts['recorded_loss']:.4f}",
+        "the same loss by biogpt-pretrain": f"{counts.get('recorded_loss', counts.get('computed_loss')):.4f}",
     }
     table = "\n".join(f"| {what} | {figure} |" for what, figure in rows.items())
     curves = f"![Losses, learning rate and throughput by step]({CURVES})\n\n" if (folder / CURVES).is_file() else ""
