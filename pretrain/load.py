@@ -16,7 +16,7 @@ from pretrain.checkpoint import (
     read_model,
     read_state,
 )
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 
 

@@ -15,7 +15,7 @@ from pretrain.checkpoint import step_of
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.record import read_record
 from pretrain.report import CURVES, plot_curves
 
