@@ -1,6 +1,7 @@
 """The commands that train, evaluate, export and use a model. Each imports what it needs when it runs."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,6 +226,9 @@ def export(
     step: Step = "",
     average: Average = 1,
     dtype: Annotated[str, typer.Option(help="Number format of the weights: fp32 or bf16.")] = "fp32",
+    license: Annotated[
+        str, typer.Option(metavar="ID", help="Licence of the weights for the model card, as the Hub names it: mit.")
+    ] = "unknown",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.
 
@@ -236,8 +240,10 @@ def export(
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise UserError(f"--license {license!r}: expected an identifier such as apache-2.0, cc-by-4.0, mit or other")
     check_places(out, [run, *([shards] if shards else [])])
-    counts = export_run(run, out, shards, step, average, dtype)["counts"]
+    counts = export_run(run, out, shards, step, average, dtype, license)["counts"]
     steps = ", ".join(map(str, counts.get("averaged_steps", ()))) or counts["step"]
     whose = "recorded" if "recorded_loss" in counts else "by our model"
     expected = counts.get("recorded_loss", counts.get("computed_loss"))

@@ -25,13 +25,20 @@ FILE_BYTES = 5_000_000_000
 
 
 def export(
-    run: Path, out: Path, shards: Path | None = None, step: str = "", average: int = 1, dtype: str = "fp32"
+    run: Path,
+    out: Path,
+    shards: Path | None = None,
+    step: str = "",
+    average: int = 1,
+    dtype: str = "fp32",
+    license: str = "unknown",
 ) -> dict[str, Any]:
     """Write a checkpoint of `run`, or the mean of several, as the HF folder `out`. Returns its manifest.
 
     shards: where the run's shards are now, if they have moved; step, average: as for `load_run`; dtype: a name in
-    DTYPES, in which the weights are written. Raises UserError if the shards are not the run's, and RuntimeError if
-    transformers does not find the held-out loss and our model's logits.
+    DTYPES, in which the weights are written; license: what the card says of the weights' licence. Raises UserError if
+    the shards are not the run's, and RuntimeError if transformers does not find the held-out loss and our model's
+    logits.
     """
     recipe, checkpoints, state = load_run(run, step, average)
     recipe = recipe.with_shards(shards) if shards else recipe
@@ -50,16 +57,17 @@ def export(
         checks = prove(folder, model, objective, recipe, recorded, DTYPES[dtype])
         averaged = {"averaged_steps": list(map(step_of, checkpoints))} if len(checkpoints) > 1 else {}
         counts = {"step": state["step"], **averaged, "parameters": model.config.parameter_count(), **checks}
-        name = run.resolve().name
         with contextlib.suppress(UserError):  # only a checkpoint is needed, not a record
-            plot_curves({name: read_record(run)}, folder / CURVES)
-        card = model_card(folder, name, recipe, objective, state, counts)
+            plot_curves({"this model": read_record(run)}, folder / CURVES)
+        card = model_card(folder, recipe, objective, state, counts, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return counts
 
     hashes = [read_manifest(each, "checkpoint")["files"]["model.safetensors"]["sha256"] for each in checkpoints]
     # Options of later versions are recorded where they are not the default, so that earlier exports stay valid.
-    request = {"checkpoint": hashes[0] if len(hashes) == 1 else hashes} | ({} if dtype == "fp32" else {"dtype": dtype})
+    chosen, default = {"dtype": dtype, "license": license}, {"dtype": "fp32", "license": "unknown"}
+    request = {"checkpoint": hashes[0] if len(hashes) == 1 else hashes}
+    request |= {key: value for key, value in chosen.items() if value != default[key]}
     return make_folder(out, "hf", request, fill)
 
 
@@ -78,6 +86,6 @@ def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: to
     for name in tokenizer_files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
     tokenizer_config = read_json(tokenizer / "tokenizer_config.json")
-    write_json(
-        folder / "tokenizer_config.json", tokenizer_config | {"model_max_length": config.max_position_embeddings}
-    )
+    # transformers 4 would also give the model token_type_ids, which BioGPT does not take.
+    added = {"model_max_length": config.max_position_embeddings, "model_input_names": ["input_ids", "attention_mask"]}
+    write_json(folder / "tokenizer_config.json", tokenizer_config | added)

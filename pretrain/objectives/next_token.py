@@ -98,6 +98,11 @@ class NextToken(Objective):
             figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
         return "causal language model", figures
 
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
+        folders = {name: folder / "corpus" for name, folder in self._folders.items()}
+        return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
+
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""
         torch.manual_seed(self._recipe.train.seed)

@@ -62,6 +62,10 @@ class Objective(ABC):
     def describe(self) -> tuple[str, dict[str, str]]:
         """What the model card says about the kind of model, in a phrase, and about the training data, a row each."""
 
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """The manifests of the corpora that the training data come from, by the source's name, as far as known."""
+        return {}
+
     @abstractmethod
     def build_model(self) -> Architecture:
         """The model with its initial weights."""
