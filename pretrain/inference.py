@@ -39,6 +39,8 @@ def evaluate_folder(
             raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
         if is_run:
             recipe, chosen, _ = opened
+            if recipe.on_records() and shards:
+                raise UserError(f"{folder}: was trained on records, not on text; export it and evaluate the folder")
             objective = make_objective(recipe.with_shards(shards) if shards else recipe)
             objective.verify()
             model: SummedLoss = load_model(chosen, objective, device)

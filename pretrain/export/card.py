@@ -17,7 +17,7 @@ from pretrain.recipe import PATHS, Recipe
 from pretrain.record import markdown_table
 from pretrain.report import CURVES
 
-USAGE = """\
+CONTINUES = """\
 In the folder of this card, this continues a prompt and prints the loss of a text:
 
 ```python
@@ -34,6 +34,21 @@ print(model(**text, labels=text["input_ids"]).loss.item(), "nats a token")
 ```
 
 `pipeline("text-generation")` decodes the continuation alone, so it joins the first new word to the prompt."""
+CLASSIFIES = """\
+In the folder of this card, this classifies {what}:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("{task}", ".")  # or the model's name on the Hub
+print(classify("Aspirin inhibits the aggregation of platelets."))
+```"""
+USES = {
+    "BioGptForCausalLM": ("text-generation", CONTINUES),
+    "BioGptForTokenClassification": ("token-classification", CLASSIFIES.replace("{what}", "the tokens of a text")),
+    "BioGptForSequenceClassification": ("text-classification", CLASSIFIES.replace("{what}", "a text")),
+}
+"""transformers' class of the model -> the Hub's name of its task, and how to use it."""
 OTHERS = "Text from elsewhere than PubMed belongs to its authors."
 LIMITS = """\
 ## Intended use and limits
@@ -84,11 +99,11 @@ def model_card(
     was chosen.
     """
     kind, figures = objective.describe()
-    origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
+    task, usage = USES[read_json(folder / "config.json")["architectures"][0]]
     sections = [
-        f"# Biomedical {kind} of {counts['parameters']:,} parameters",
-        f"A BioGPT-shaped {kind}, {origin} with\nbiogpt-pretrain on titles and abstracts in PubMed's format.",
-        USAGE,
+        f"# Biomedical {kind.removesuffix(',')} of {counts['parameters']:,} parameters",
+        f"A BioGPT-shaped {kind.removesuffix(',')},\n{_origin(recipe)}.",
+        usage.replace("{task}", task),
         _special_tokens(folder),
         f"## Figures\n\n{_figures(recipe, figures, state, counts)}",
         f"![Losses, learning rate and throughput by step]({CURVES})" if (folder / CURVES).is_file() else "",
@@ -99,17 +114,24 @@ def model_card(
         _licence(license),
         UPLOAD,
     ]
-    return "\n\n".join([_front_matter(license), *filter(None, sections)]) + "\n"
+    return "\n\n".join([_front_matter(task, license), *filter(None, sections)]) + "\n"
 
 
-def _front_matter(license: str) -> str:
+def _origin(recipe: Recipe) -> str:
+    if recipe.on_records():
+        return "fine-tuned with biogpt-pretrain on records of a task"
+    origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
+    return f"{origin} with biogpt-pretrain on titles and abstracts in PubMed's format"
+
+
+def _front_matter(task: str, license: str) -> str:
     """What the Hub reads of a card."""
     data = ModelCardData(
         language="en",
         license=license,
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["biogpt", "biomedical", "pretraining"],
+        pipeline_tag=task,
+        tags=["biogpt", "biomedical"],
     )
     return f"---\n{data.to_yaml()}\n---"
 
@@ -132,7 +154,7 @@ def _figures(recipe: Recipe, of_data: dict[str, str], state: dict[str, Any], cou
     held_out, averaged = counts["held_out"], counts.get("averaged_steps", ())
     others = {name: value for name, value in held_out.items() if name not in ("loss", "tokens")}
     rows = of_data | {
-        "optimizer steps, tokens a step": f"{state['step']:,}, {recipe.train.global_batch_tokens:,}",
+        "optimizer steps": f"{state['step']:,} of {recipe.global_batch()}",
         **({"weights: the mean of the steps": ", ".join(f"{step:,}" for step in averaged)} if averaged else {}),
         "held-out loss by transformers, nats a target": f"{held_out['loss']:.4f}",
         **{f"held-out {name.replace('_', ' ')}": f"{value:.5g}" for name, value in others.items()},

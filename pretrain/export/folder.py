@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from data.common.files import UserError, make_folder, read_json, read_manifest, write_json
-from data.text.tokenizer import tokenizer_files
+from data.text.ids import tokenizer_files
 from model.architecture import Architecture
 from pretrain.checkpoint import step_of
 from pretrain.export.card import model_card
@@ -35,21 +35,25 @@ def export(
 ) -> dict[str, Any]:
     """Write a checkpoint of `run`, or the mean of several, as the HF folder `out`. Returns its manifest.
 
-    shards: where the run's shards are now, if they have moved; step, average: as for `load_run`; dtype: a name in
-    DTYPES, in which the weights are written; license: what the card says of the weights' licence. Raises UserError if
-    the shards are not the run's, and RuntimeError if transformers does not find the held-out loss and our model's
-    logits.
+    shards: where the run's shards or records are now, if they have moved; step, average: as for `load_run`; dtype: a
+    name in DTYPES, in which the weights are written; license: what the card says of the weights' licence. Raises
+    UserError if the shards are not the run's, and RuntimeError if transformers does not find the held-out loss and our
+    model's logits.
     """
     recipe, checkpoints, state = load_run(run, step, average)
     recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
+        what = "records" if recipe.on_records() else "shards"
+        places = recipe.data.records or ", ".join(map(str, recipe.shards_folders().values()))
         raise UserError(
-            f"{', '.join(map(str, recipe.shards_folders().values()))}: not the shards that {run} was trained on; name"
-            " the right ones with --shards, or several of them in its recipe.toml"
+            f"{places}: not the {what} that {run} was trained on; name the right ones with --shards, or several of them"
+            " in its recipe.toml"
         )
     objective.verify()
-    model = load_model(checkpoints, objective, best_device()).with_positions(recipe.context_length())
+    model = load_model(checkpoints, objective, best_device())
+    if not recipe.on_records():  # fine-tuning leaves positions beyond its context as pretraining made them
+        model = model.with_positions(recipe.context_length())
 
     def fill(folder: Path) -> dict[str, Any]:
         write_hf_files(folder, model, run / "tokenizer", DTYPES[dtype])
@@ -71,7 +75,7 @@ def export(
     return make_folder(out, "hf", request, fill)
 
 
-def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: torch.dtype) -> None:
+def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json, generation_config.json, the weights in this dtype and the tokenizer's files."""
     config = model.config
     write_json(folder / "config.json", model.hf_config() | {"dtype": str(dtype).removeprefix("torch.")})
