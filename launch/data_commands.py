@@ -158,6 +158,8 @@ def shards(
             raise UserError("--verify DIR takes no other argument: it only reads shards")
         manifest = read_manifest(verify, "shards")
         verify_files(verify, manifest)
+        if (verify / "corpus").is_dir():  # shards of earlier versions hold no manifest of their corpus
+            read_manifest(verify / "corpus", "corpus")
         print(f"{verify}: {len(manifest['files'])} files, each with the sha256 of its manifest")
         return
     if not (corpus and tokenizer and out):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from data.common.files import UserError
 from launch.options import Out
 
 Step = Annotated[str, typer.Option(metavar="N|best", help="Checkpoint of a run to use; default: the newest.")]
+Average = Annotated[int, typer.Option(min=1, help="Use the mean of the weights of a run's last so many checkpoints.")]
 
 
 def train(
@@ -224,6 +226,7 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     step: Step = "",
+    average: Average = 1,
 ) -> None:
     """Report the held-out loss, perplexity and bits per byte of a run's newest checkpoint or an exported folder.
 
@@ -236,7 +239,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
-    result = evaluate_folder(model, shards, corpus, split, step)
+    result = evaluate_folder(model, shards, corpus, split, step, average)
     sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
     for source in sources:  # "" is the whole
         figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
@@ -255,19 +258,32 @@ def export(
         Path | None, typer.Option(help="Where the run's shards or records are now, if they have moved.")
     ] = None,
     step: Step = "",
+    average: Average = 1,
+    dtype: Annotated[str, typer.Option(help="Number format of the weights: fp32 or bf16.")] = "fp32",
+    license: Annotated[
+        str, typer.Option(metavar="ID", help="Licence of the weights for the model card, as the Hub names it: mit.")
+    ] = "unknown",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.
 
     Example: `biogpt export run/ --out hf/`
     """
     from data.common.files import check_places
+    from pretrain.export.folder import DTYPES
     from pretrain.export.folder import export as export_run
 
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise UserError(f"--license {license!r}: expected an identifier such as apache-2.0, cc-by-4.0, mit or other")
     check_places(out, [run, *([shards] if shards else [])])
-    counts = export_run(run, out, shards, step)["counts"]
+    counts = export_run(run, out, shards, step, average, dtype, license)["counts"]
+    steps = ", ".join(map(str, counts.get("averaged_steps", ()))) or counts["step"]
+    whose = "recorded" if "recorded_loss" in counts else "by our model"
+    expected = counts.get("recorded_loss", counts.get("computed_loss"))
     print(
-        f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
-        f" {counts['held_out']['loss']:.6f} by transformers, {counts['recorded_loss']:.6f} recorded;"
+        f"{out}: {'mean of steps' if average > 1 else 'step'} {steps}, {counts['parameters']:,} parameters; held-out"
+        f" loss {counts['held_out']['loss']:.6f} by transformers, {expected:.6f} {whose};"
         f" logits equal to {counts['largest_logit_difference']:.1e}"
     )
 

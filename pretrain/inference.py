@@ -16,17 +16,20 @@ from pretrain.objectives.next_token import held_out_blocks
 
 
 def evaluate_folder(
-    folder: Path, shards: Path | None, corpus: Path | None, split: str, step: str = ""
+    folder: Path, shards: Path | None, corpus: Path | None, split: str, step: str = "", average: int = 1
 ) -> dict[str, Any]:
     """The held-out loss of a run's checkpoint or of an HF folder, on shards, on a corpus, or on the run's own shards.
 
-    A corpus is tokenized with the model's own tokenizer. Raises UserError if the shards were made with another one.
+    A corpus is tokenized with the model's own tokenizer. step, average: as for `load_run`. Raises UserError if the
+    shards were made with another one.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()
     if not (shards or corpus or is_run):
         raise UserError(f"{folder}: is not a run, which knows its shards; name either --shards or --corpus")
-    opened: Any = load_run(folder, step) if is_run else load_hf(folder, device)
+    if average > 1 and not is_run:
+        raise UserError(f"{folder}: --average takes the checkpoints of a run, and this is none")
+    opened: Any = load_run(folder, step, average) if is_run else load_hf(folder, device)
     tokenizer = folder / "tokenizer" if is_run else folder
     with tempfile.TemporaryDirectory() as temporary:
         if corpus is not None:
@@ -35,12 +38,12 @@ def evaluate_folder(
         if shards is not None and (different := different_tokenizer_file(shards / "tokenizer", tokenizer)):
             raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
         if is_run:
-            recipe, checkpoint, _ = opened
+            recipe, chosen, _ = opened
             if recipe.on_records() and shards:
                 raise UserError(f"{folder}: was trained on records, not on text; export it and evaluate the folder")
             objective = make_objective(recipe.with_shards(shards) if shards else recipe)
             objective.verify()
-            model: SummedLoss = load_model(checkpoint, objective, device)
+            model: SummedLoss = load_model(chosen, objective, device)
             held_out: dict[str, HeldOut] = objective.held_out(split)
         else:
             assert shards is not None

@@ -27,7 +27,7 @@ _TOKENIZER = r"(vocab\.json|merges\.txt|tokenizer_config\.json|tokenizer\.json)"
 FILES = {
     "corpus": rf"{_SPLIT}-\d+\.parquet",
     "tokenizer": _TOKENIZER,
-    "shards": rf"{_SPLIT}-\d+\.(bin|idx|bytes\.npy)|tokenizer/{_TOKENIZER}",
+    "shards": rf"{_SPLIT}-\d+\.(bin|idx|bytes\.npy)|tokenizer/{_TOKENIZER}|corpus/manifest\.json",
     "hf": rf"config\.json|generation_config\.json|model\.safetensors|README\.md|{_TOKENIZER}",
     "corpus part": rf"part\.parquet|(bands|rows)\.npy|{_SPLIT}\.parquet",
     "tokenizer part": r"words\.json",

@@ -98,6 +98,11 @@ class NextToken(Objective):
             figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
         return "causal language model", figures
 
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
+        folders = {name: folder / "corpus" for name, folder in self._folders.items()}
+        return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
+
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""
         torch.manual_seed(self._recipe.train.seed)
@@ -132,7 +137,7 @@ class NextToken(Objective):
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
         model = load_hf(folder, device)
-        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model))
+        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model), model)
 
 
 class HeldOutBlocks(HeldOut):
