@@ -196,12 +196,13 @@ def open_run(run: Path, step: str, device: torch.device) -> LanguageModel:
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """How many tokens a model of transformers reads at once.
+    """How many tokens a model of transformers reads at once: the least of what its config and its tokenizer name.
 
-    Models without learned or rotary positions name no limit; theirs is the tokenizer's, which may be none.
+    Models without learned or rotary positions name none, and then there may be no limit. The tokenizer of RoBERTa's
+    kind names two less than the config, which counts rows of its embedding that no token uses.
     """
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-    return next((length for length in named if length), tokenizer.model_max_length)
+    return min(*(length for length in named if length), tokenizer.model_max_length, 1 << 30)
 
 
 def ends_of_text(tokenizer: Any) -> tuple[list[int], list[int]]:
