@@ -34,7 +34,8 @@ def train(
     from pretrain import ERROR_FILE
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.deepspeed_config import deepspeed_config
-    from pretrain.objective import VERIFIED, make_objective
+    from pretrain.objectives.kinds import make_objective
+    from pretrain.objectives.next_token import VERIFIED
     from pretrain.recipe import load_recipe
     from pretrain.run_folder import check_run_folder
 

@@ -9,7 +9,8 @@ from data.common.files import UserError, read_json, read_manifest, sha256, verif
 from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf, load_tokenizer
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import held_out_blocks, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.next_token import held_out_blocks
 
 
 def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "") -> dict[str, Any]:

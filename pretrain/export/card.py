@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import read_json
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe
 from pretrain.report import CURVES
 

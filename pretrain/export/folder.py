@@ -13,7 +13,7 @@ from model.architecture import Architecture
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.record import read_record
 from pretrain.report import CURVES, plot_curves
 

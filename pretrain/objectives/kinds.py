@@ -1,0 +1,12 @@
+"""The objectives by the names that recipes give them."""
+
+from pretrain.objectives.next_token import NextToken
+from pretrain.objectives.objective import Objective
+from pretrain.recipe import Recipe
+
+OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """The objective of a recipe. Raises UserError if the recipe does not fit the data."""
+    return OBJECTIVES[recipe.objective.kind](recipe)
