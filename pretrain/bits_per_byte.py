@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from data.common.files import UserError, read_json, read_manifest, verify_files
@@ -180,10 +181,14 @@ def open_model(folder: Path, step: str = "") -> LanguageModel:
 
 
 def open_run(run: Path, step: str, device: torch.device) -> LanguageModel:
-    """The checkpoint of a run, as it was trained, without its shards."""
+    """The checkpoint of a run; its data are not needed. Raises UserError if its model has other weights too."""
     recipe, checkpoint, _ = load_run(run, step)
     vocabulary = len(read_json(run / "tokenizer" / "vocab.json"))
     decoder = Decoder(recipe.decoder_config(vocabulary))
+    with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
+        others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
+    if others:
+        raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")
     read_model(checkpoint, decoder)
     decoder.to(device).eval()
     tokenizer = load_tokenizer(run / "tokenizer")
