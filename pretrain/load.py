@@ -48,11 +48,16 @@ def load_run(run: Path, step: str = "", average: int = 1) -> tuple[Recipe, list[
 def load_model(checkpoints: list[Path], objective: Objective, device: torch.device) -> Architecture:
     """The model of a checkpoint, or with the mean of the weights of several, in fp32, for evaluation."""
     model = objective.build_model()
+    fill_model(checkpoints, model)
+    return model.to(device).eval()
+
+
+def fill_model(checkpoints: list[Path], model: Architecture) -> None:
+    """Fill a model with the weights of a checkpoint, or with the mean of several."""
     if len(checkpoints) == 1:
         read_model(checkpoints[0], model)
     else:
         read_mean(checkpoints, model)
-    return model.to(device).eval()
 
 
 def best_device() -> torch.device:

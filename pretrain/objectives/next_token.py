@@ -15,7 +15,7 @@ from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.decoder import Decoder, document_offsets
 from model.loss import IGNORE_INDEX
-from pretrain.held_out import Batch, HeldOut
+from pretrain.held_out import Batch, HeldOut, text_figures
 from pretrain.hf_folder import hf_likelihood, hf_logits, load_hf
 from pretrain.objectives.objective import Exported, Objective
 from pretrain.recipe import Recipe
@@ -146,6 +146,7 @@ class HeldOutBlocks(HeldOut):
     def __init__(self, stream: TokenStream, context_length: int, weight: float = 1.0) -> None:
         self._stream, self._context_length, self.weight = stream, context_length, weight
         self.examples = math.ceil(len(stream) / context_length)
+        self.tokens_per_byte = len(stream) / max(stream.text_bytes, 1)
 
     def batch(self, numbers: range, batch_size: int) -> Batch:
         """Inputs and targets, (batch_size, context_length) int64 each."""
@@ -160,9 +161,7 @@ class HeldOutBlocks(HeldOut):
 
     def figures(self, loss: float) -> dict[str, float]:
         """Perplexity, and bits per byte of text."""
-        bits_per_token = loss / math.log(2)
-        tokens_per_byte = len(self._stream) / max(self._stream.text_bytes, 1)
-        return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits_per_token * tokens_per_byte}
+        return text_figures(loss, self.tokens_per_byte)
 
 
 def _tokenizer(manifest: dict[str, Any]) -> list[str]:
