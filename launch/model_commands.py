@@ -187,33 +187,62 @@ def compare(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Runs, exported folders or, with --corpus, other HF folders."),
+    ],
     shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on; default: the run's own.")] = None,
     corpus: Annotated[
-        Path | None, typer.Option(help="Corpus to evaluate on; it is tokenized with the model's own tokenizer.")
+        list[Path] | None,
+        typer.Option(help="Corpus to evaluate on, with each model's own tokenizer. May be given several times."),
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     step: Step = "",
 ) -> None:
-    """Report the held-out loss, perplexity and bits per byte of a run's newest checkpoint or an exported folder.
+    """Report the held-out loss and the bits per byte of models.
 
-    Example: `biogpt evaluate hf/ --shards shards/ --split test`
+    With shards, as in training: text in blocks, one document after another. With --corpus, one document at a time, for
+    any causal language model that transformers loads; several models give one table.
+
+    Example: `biogpt evaluate hf/ gpt2/ --corpus corpus/ --split test`
     """
     if shards and corpus:
         raise UserError("evaluate: name either --shards or --corpus")
     from data.common.parquet import SPLITS
-    from pretrain.inference import evaluate_folder
 
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
-    result = evaluate_folder(model, shards, corpus, split, step)
-    sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
-    for source in sources:  # "" is the whole
-        figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
-        text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
-        if "perplexity" in figures:
-            text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
-        print(f"{text}, {figures['tokens']:,} tokens")
+    if corpus:
+        evaluate_on_corpora(models, corpus, split, step)
+        return
+    from pretrain.inference import evaluate_folder
+
+    for model in models:
+        result = evaluate_folder(model, shards, split, step)
+        sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
+        for source in sources:  # "" is the whole
+            figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
+            text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
+            if "perplexity" in figures:
+                text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+            print(f"{text}, {figures['tokens']:,} tokens")
+
+
+def evaluate_on_corpora(models: list[Path], corpora: list[Path], split: str, step: str) -> None:
+    """Print a table of bits per byte: a row for each model and source."""
+    from pretrain.bits_per_byte import evaluate_corpora
+
+    rows = [["model", "source", "documents", "tokens", "nats a token", "bits per byte", "unknown characters"]]
+    for model, sources in evaluate_corpora(models, corpora, split, step).items():
+        for source, score in sources.items():
+            counts = [f"{score.documents:,}", f"{score.tokens:,}", f"{score.loss:.4f}", f"{score.bits_per_byte:.4f}"]
+            rows.append([model, source, *counts, f"{score.unknown_characters:,}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        names = (cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True))
+        figures = (cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+        print("  ".join((*names, *figures)))
+    print(f"{split} split, one document at a time; with --shards, text in blocks as in training gives other figures")
 
 
 def export(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, verify_files
@@ -31,6 +32,60 @@ def load_hf(folder: Path, device: torch.device) -> Any:
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHT_FILES)})")
     return BioGptForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
+
+
+def load_causal_lm(folder: Path, device: torch.device) -> Any:
+    """Any causal language model of transformers, from a local folder, in fp32, for evaluation.
+
+    Code that comes with the model is not run. Raises UserError if the folder is damaged, is not a causal language
+    model's or lacks weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _silence_transformers()
+    if (folder / MANIFEST).is_file():
+        verify_files(folder, read_manifest(folder, "hf"))
+    read_json(folder / "config.json")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: transformers loads no causal language model from it ({_one_line(error)})") from None
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{folder}: lacks weights of a causal language model ({missing}); is it one for another task?")
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, fast if it can be. Raises UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    _silence_transformers()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder}: AutoTokenizer finds no tokenizer.json or vocab.json that it can read ({_one_line(error)})"
+        ) from None
+    names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / name).is_file() for name in names):  # some kinds are then made without a vocabulary
+        raise UserError(f"{folder}: has no tokenizer; expected {' or '.join(sorted(names))}")
+    return tokenizer
+
+
+def _silence_transformers() -> None:
+    """No progress of loading weights, and no reports: what matters of them is raised."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def hf_logits(model: Any, inputs_BT: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def test_an_old_run_is_exported_and_an_old_export_loads(old: Path, losses: dict[
     counts = export(old / "run", old / "again", old / "shards")["counts"]
     assert counts["recorded_loss"] == losses["validation/loss"][-1]
     for folder in (old / "hf", old / "again", old / "run"):
-        result = evaluate_folder(folder, old / "shards", None, "test")
-        assert result["loss"] == pytest.approx(evaluate_folder(old / "hf", old / "shards", None, "test")["loss"])
+        result = evaluate_folder(folder, old / "shards", "test")
+        assert result["loss"] == pytest.approx(evaluate_folder(old / "hf", old / "shards", "test")["loss"])
     weights = [observe.describe(folder)["model.safetensors"] for folder in (old / "hf", old / "again")]
     assert weights[0] == weights[1]
