@@ -280,6 +280,27 @@ def evaluate_on_corpora(models: list[Path], corpora: list[Path], split: str, ste
     print(f"{split} split, one document at a time; with --shards, text in blocks as in training gives other figures")
 
 
+def benchmark(
+    task: Annotated[str, typer.Argument(help="pubmedqa, hoc, bc5cdr-relations or bc5cdr-entities.")],
+    model: Annotated[Path, typer.Argument(help="An HF folder, or a file that --out wrote.")],
+    data: Annotated[Path, typer.Option(help="Folder of the benchmark's files, as they are published.")],
+    score: Annotated[
+        str, typer.Option(metavar="sum|mean", help="Score a label by the sum or the mean of its log-likelihoods.")
+    ] = "sum",
+    against: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="A second one, to report the paired difference.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines to write: the model's answer to each item.")] = None,
+) -> None:
+    """Score a model on the test split of a benchmark, with 95 % bootstrap intervals.
+
+    Example: `biogpt benchmark pubmedqa hf/ --data pubmedqa/ --out answers.jsonl`
+    """
+    from pretrain.benchmark import benchmark as run_benchmark
+
+    print(run_benchmark(task, model, data, score, against, out))
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Out,

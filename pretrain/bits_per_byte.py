@@ -184,7 +184,7 @@ def open_run(run: Path, step: str, average: int, device: torch.device) -> Langua
     recipe, checkpoints, _ = load_run(run, step, average)
     vocabulary = len(read_json(run / "tokenizer" / "vocab.json"))
     decoder = Decoder(recipe.decoder_config(vocabulary))
-    with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
+    with safe_open(checkpoints[-1] / "model.safetensors", "pt") as tensors:
         others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
     if others:
         raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")

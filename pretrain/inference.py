@@ -16,8 +16,8 @@ from pretrain.objectives.next_token import held_out_blocks
 def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "", average: int = 1) -> dict[str, Any]:
     """The held-out loss of a run's checkpoint or of an HF folder, on packed blocks of shards, as in training.
 
-    shards: for a run, the default is its own; step, average: as for `load_run`. Raises UserError if the shards were made
-    with another tokenizer.
+    shards: for a run, the default is its own; step, average: as for `load_run`. Raises UserError if the shards were
+    made with another tokenizer.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()

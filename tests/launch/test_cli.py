@@ -32,6 +32,7 @@ COMMANDS = (
     "report",
     "compare",
     "evaluate",
+    "benchmark",
     "export",
     "generate",
     "quickstart",
