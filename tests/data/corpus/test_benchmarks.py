@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data.common.files import ShareDone, UserError, read_json, verify_files
-from data.common.workers import JobArray
+from data.common.workers import Cluster, JobArray
 from data.corpus.benchmarks import BenchmarkItem, Benchmarks
 from data.corpus.build import make_corpus
 from data.corpus.selection import funnel
@@ -187,3 +187,10 @@ def test_a_corpus_that_holds_nothing_but_items_is_refused(tmp_path: Path) -> Non
     write_file(tmp_path / "raw" / "a.xml", [citation(10)])
     with pytest.raises(UserError, match="'in benchmarks' removed 1"):
         make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0, 0, 1, benchmarks=Benchmarks(ITEMS))
+
+
+@pytest.mark.slow  # a cluster starts
+def test_a_ray_cluster_gives_the_same_bytes(ray_cluster: str, tmp_path: Path) -> None:
+    made(tmp_path, "corpus", Benchmarks(ITEMS))
+    made(tmp_path, "cluster", Benchmarks(ITEMS), Cluster(ray_cluster))
+    assert content(tmp_path / "cluster") == content(tmp_path / "corpus")
