@@ -34,7 +34,8 @@ def train(
     from pretrain import ERROR_FILE
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.deepspeed_config import deepspeed_config
-    from pretrain.objective import VERIFIED, make_objective
+    from pretrain.objectives.kinds import make_objective
+    from pretrain.objectives.next_token import VERIFIED
     from pretrain.recipe import load_recipe
     from pretrain.run_folder import check_run_folder
 
@@ -49,7 +50,7 @@ def train(
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
     check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, objective)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity()["shards"])}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity().get("shards"))}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.dry_run" if dry_run else "pretrain.train", recipe, *(settings or [])]
     if dry_run:
@@ -218,7 +219,9 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Out,
-    shards: Annotated[Path | None, typer.Option(help="Where the run's shards are now, if they have moved.")] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Where the run's shards or records are now, if they have moved.")
+    ] = None,
     step: Step = "",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.

@@ -29,12 +29,14 @@ from safetensors import safe_open
 from data.common.disk import room
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.architecture import Architecture
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.optimizer import optimizer_record
 from pretrain.recipe import ObjectiveSection, Recipe, given_weights
 from pretrain.tensor_file import Layout, Piece, all_finite, read_fragments, read_share, remove_share, write_tensors
 
 NAME = re.compile(r"step-(\d{7,})")
+CONTENT = ("shards", "records", "weights")
+"""The keys of the data's identity that may differ with `data.allow_other`."""
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
 
 
@@ -301,12 +303,12 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
-        now["data"] = {key: value for key, value in now["data"].items() if key not in ("shards", "weights")}
+        now["data"] = {key: value for key, value in now["data"].items() if key not in CONTENT}
     for section, values in now.items():
         record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
             if record.get(key) != value:
-                hint = "; data.allow_other=true resumes all the same" if key in ("shards", "weights") else ""
+                hint = "; data.allow_other=true resumes all the same" if key in CONTENT else ""
                 raise UserError(
                     f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
                     f" train.run, or what the run was started with{hint}"

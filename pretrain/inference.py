@@ -11,7 +11,8 @@ from data.shards.build import make_shards
 from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import held_out_blocks, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.next_token import held_out_blocks
 
 
 def evaluate_folder(
@@ -35,6 +36,8 @@ def evaluate_folder(
             raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
         if is_run:
             recipe, checkpoint, _ = opened
+            if recipe.on_records() and shards:
+                raise UserError(f"{folder}: was trained on records, not on text; export it and evaluate the folder")
             objective = make_objective(recipe.with_shards(shards) if shards else recipe)
             objective.verify()
             model: SummedLoss = load_model(checkpoint, objective, device)

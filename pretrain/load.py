@@ -9,7 +9,7 @@ import torch
 from data.common.files import UserError
 from model.architecture import Architecture
 from pretrain.checkpoint import choose_checkpoint, newest_checkpoint, read_model, read_state
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 
 

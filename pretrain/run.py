@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data.common.lease import Lease
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
 from pretrain.stopwatch import Stopwatch

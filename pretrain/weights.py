@@ -1,4 +1,4 @@
-"""The weights that a new run starts from: an HF folder, or a file of safetensors, torch or fairseq."""
+"""The weights that a new run starts from: an HF folder, a run, or a file of safetensors, torch or fairseq."""
 
 import argparse
 import pickle
@@ -13,6 +13,7 @@ from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.hf import EMBEDDING, hf_config, weights_from_hf
+from pretrain.given import given_model
 from pretrain.tensor_file import all_finite
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -25,6 +26,11 @@ def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
     tokenizer: folder of the run's tokenizer. A tokenizer that comes with the weights must be the same. Raises UserError
     that names what does not fit.
     """
+    if (path / "recipe.toml").is_file():
+        given = given_model(path)
+        check_tokenizer(given.tokenizer, tokenizer)
+        path = given.weights
+        verify_files(path.parent, read_manifest(path.parent, "checkpoint"))
     if path.is_dir():
         check_tokenizer(path, tokenizer)
         check_config(path, decoder.config)

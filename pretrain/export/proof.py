@@ -7,7 +7,7 @@ import torch
 
 from model.architecture import Architecture
 from pretrain.held_out import PROBE_EXAMPLES, held_out_loss, to_device
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe
 
 LOSS_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}

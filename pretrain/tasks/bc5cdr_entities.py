@@ -14,14 +14,16 @@ The positions count characters of the title, a space and the abstract.
 from pathlib import Path
 
 from data.common.errors import UserError
-from pretrain.tasks.task import Item, Task, read_text
+from pretrain.tasks.figures import micro_f1
+from pretrain.tasks.task import Item, SpanTask, read_text
 
 
-class ChemicalDiseaseEntities(Task):
+class ChemicalDiseaseEntities(SpanTask):
     """The answers are spans (start, end, label) of characters."""
 
     name = "bc5cdr-entities"
     labels = ("Chemical", "Disease")
+    figures = (micro_f1(),)
 
     def read(self, split: str) -> list[Item]:
         part = {"train": "Training", "validation": "Development", "test": "Test"}[split]

@@ -8,17 +8,19 @@ import re
 from typing import Any
 
 from data.common.errors import UserError
-from pretrain.tasks.task import Answers, Item, Task, check_fields, read_object
+from pretrain.tasks.figures import Answers, micro_f1
+from pretrain.tasks.task import Item, WritingTask, check_fields, read_object
 
 FIELDS = (("title", str), ("abstract", str), ("relations", list), ("chemical2id", dict), ("disease2id", dict))
 UNKNOWN = "-1"
 """BioGPT's script gives this identifier to a name that the split does not know."""
 
 
-class ChemicalDiseaseRelations(Task):
+class ChemicalDiseaseRelations(WritingTask):
     """The answers are pairs of identifiers, chemical and disease. The text is lower-case, as BioGPT's is."""
 
     name = "bc5cdr-relations"
+    figures = (micro_f1(),)
 
     def read(self, split: str) -> list[Item]:
         path, records = read_object(self.folder, {"validation": "valid"}.get(split, split) + ".json")

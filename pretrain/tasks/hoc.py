@@ -8,10 +8,11 @@ as its `test.tsv`, so choose nothing on it that you then report on the test spli
 from pathlib import Path
 
 from data.common.errors import UserError
-from pretrain.tasks.task import Answers, Item, Task, read_text
+from pretrain.tasks.figures import Answers, micro_f1
+from pretrain.tasks.task import ChoiceTask, Item, read_text
 
 
-class HallmarksOfCancer(Task):
+class HallmarksOfCancer(ChoiceTask):
     """Sentences of abstracts. As in BioGPT's script, `empty` is a label like the others."""
 
     name = "hoc"
@@ -28,6 +29,7 @@ class HallmarksOfCancer(Task):
         "activating invasion and metastasis",
         "enabling replicative immortality",
     )
+    figures = (micro_f1(),)
 
     def read(self, split: str) -> list[Item]:
         path, text = read_text(
@@ -50,6 +52,9 @@ class HallmarksOfCancer(Task):
         prompt = f"{sentence}{'' if sentence.endswith('.') else '.'} the type of this document is"
         return Item(str(number), "", split, sentence, answers, prompt, self.target(answers))
 
+    def choices(self) -> list[Answers]:
+        """The sets of labels that the training sentences have: 76 in the published file."""
+        return list(dict.fromkeys(item.answers for item in HallmarksOfCancer(self.folder, "train").items))
+
     def target(self, answers: Answers) -> str:
-        """The continuation that gives the labels."""
         return f"{'|'.join(answers)}."

@@ -10,14 +10,16 @@ import random
 from typing import Any
 
 from data.common.errors import UserError
-from pretrain.tasks.task import Answers, Item, Task, check_fields, read_object
+from pretrain.tasks.figures import Answers, accuracy, macro_f1
+from pretrain.tasks.task import ChoiceTask, Item, check_fields, read_object
 
 
-class PubMedQA(Task):
+class PubMedQA(ChoiceTask):
     """500 test questions, and the other 500 divided as in the first of PubMedQA's ten folds, as BioGPT used them."""
 
     name = "pubmedqa"
     labels = ("yes", "no", "maybe")
+    figures = (accuracy(), macro_f1(labels))
 
     def read(self, split: str) -> list[Item]:
         path, records = read_object(self.folder, "ori_pqal.json")
@@ -46,7 +48,6 @@ class PubMedQA(Task):
         return Item(pmid, pmid, split, f"{question} {context}", answers, prompt, self.target(answers))
 
     def target(self, answers: Answers) -> str:
-        """The continuation that gives an answer."""
         return f"{answers[0]}."
 
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data.common.errors import UserError
-
-Answers = tuple[Any, ...]
-"""Labels, pairs of identifiers, or spans (start, end, label): what is right about an item, or what a model says."""
+from pretrain.tasks.figures import Answers, Figure
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class Task(ABC):
     name: ClassVar[str]
     labels: ClassVar[tuple[str, ...]] = ()
     """The closed set from which labels come; () if the answers are open."""
+    figures: ClassVar[tuple[Figure, ...]]
+    """How answers are scored."""
 
     def __init__(self, folder: Path, split: str) -> None:
         """Read a split: train, validation or test. Raises UserError, which names a missing or malformed file."""
@@ -50,6 +50,30 @@ class Task(ABC):
     @abstractmethod
     def read(self, split: str) -> list[Item]:
         """The items of a split, in the order of the files."""
+
+
+class ChoiceTask(Task):
+    """A task with a closed set of answers: a language model scores the target of each, and the likeliest is taken."""
+
+    def choices(self) -> list[Answers]:
+        """All answers that an item can have."""
+        return [(label,) for label in self.labels]
+
+    @abstractmethod
+    def target(self, answers: Answers) -> str:
+        """The text that gives the answers after the prompt."""
+
+
+class WritingTask(Task):
+    """A task with open answers: a language model writes them after the prompt."""
+
+    @abstractmethod
+    def parse(self, text: str) -> Answers:
+        """The answers in a text that a model wrote."""
+
+
+class SpanTask(Task):
+    """A task whose answers are spans of the text, which a token classifier finds."""
 
 
 class MissingFile(UserError):

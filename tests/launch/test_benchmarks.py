@@ -11,7 +11,7 @@ from data.common.files import read_manifest
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
 from launch.cli import app, main
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from tests.data.citations import citation, write_file
 from tests.data.corpora import texts

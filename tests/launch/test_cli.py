@@ -151,7 +151,7 @@ def test_mistakes_before_training_are_named(
 def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pretrain.objective import make_objective
+    from pretrain.objectives.kinds import make_objective
     from pretrain.recipe import load_recipe
     from pretrain.run_folder import write_run_manifest
     from tests.pretrain.runs import write_checkpoint

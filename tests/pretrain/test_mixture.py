@@ -15,7 +15,8 @@ from data.text.train import train_tokenizer
 from pretrain.checkpoint import newest_checkpoint, read_state
 from pretrain.export.folder import export
 from pretrain.inference import evaluate_folder
-from pretrain.objective import VERIFIED, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.next_token import VERIFIED
 from pretrain.recipe import load_recipe, write_recipe
 from tests.pretrain.runs import back_to_step_4, metrics, refused_case, run_case, settings
 from tests.ranks import Ranks
