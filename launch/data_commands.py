@@ -121,7 +121,7 @@ def benchmark_items(folder: Path) -> list["BenchmarkItem"]:
     from pretrain.tasks.find import find_benchmarks
 
     return [
-        BenchmarkItem(name, split, item.id, int(item.pmid) if item.pmid else None, item.text)
+        BenchmarkItem(name, split, item.id, int(item.pmid) if item.pmid.isdecimal() else None, item.text)
         for (name, split), items in find_benchmarks(folder).items()
         for item in items
     ]
