@@ -82,6 +82,8 @@ def _make_shards(
         done = tokenize()
         _load.cache_clear()  # this process may have been the worker
         counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
+        if benchmarks := corpus_manifest["counts"].get("benchmarks"):
+            counts["benchmarks"] = benchmarks
         for split in splits:
             of_split = [index for index, task in enumerate(tasks) if task.source.name.startswith(f"{split}-")]
             counts[split] = _gather(folder, split, [tasks[index].folder / "part" for index in of_split])

@@ -93,9 +93,15 @@ class NextToken(Objective):
         """As `Objective.describe`."""
         figures = {}
         for name, weight in self._recipe.shards_weights().items():
-            train = self._manifests[name]["counts"]["train"]
+            counts = self._manifests[name]["counts"]
+            train = counts["train"]
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
             figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
+            for benchmark, of_split in counts.get("benchmarks", {}).items():
+                for split, items in of_split.items():
+                    in_training, in_input = f"{items['in_training']:,} of {items['items']:,}", f"{items['in_input']:,}"
+                    found = f"{in_training}; {in_input} were in the corpus's input"
+                    figures[f"items of {benchmark} {split} in the training text{source}"] = found
         return "causal language model", figures
 
     def corpora(self) -> dict[str, dict[str, Any]]:

@@ -49,6 +49,7 @@ def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
     code = (
         "import sys; sys.argv = ['biogpt', '--help']\n"
         "import launch.cli, data.corpus.build, data.text.train, data.shards.build, data.archive.sample\n"
+        "import data.corpus.benchmarks, pretrain.tasks.find\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
