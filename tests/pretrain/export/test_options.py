@@ -65,7 +65,7 @@ def test_the_mean_of_checkpoints_is_numpys_and_its_loss_is_proven(
     plain = plain_loss(tmp_path / "hf", sample_folder / "shards")
     assert abs(counts["computed_loss"] - plain) < 1e-4 and abs(counts["held_out"]["loss"] - plain) < 1e-4
     assert abs(plain - read_state(checkpoint(saved, 6))["held_out"]["loss"]) > 1e-3  # it is another model
-    assert evaluate_folder(saved, None, None, "validation", average=3)["loss"] == pytest.approx(plain, abs=1e-5)
+    assert evaluate_folder(saved, None, "validation", average=3)["loss"] == pytest.approx(plain, abs=1e-5)
     assert export(saved, tmp_path / "hf", average=3) == manifest  # nothing is done again
     for average, dtype in ((2, "fp32"), (1, "fp32"), (3, "bf16")):
         with pytest.raises(UserError, match="was made from other inputs or settings"):
@@ -100,7 +100,7 @@ def test_bf16_weights_are_the_rounded_ones_and_load_as_such(saved: Path, sample_
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
     assert model.dtype == torch.bfloat16
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
-    evaluated = evaluate_folder(tmp_path / "hf", sample_folder / "shards", None, "validation")["loss"]
+    evaluated = evaluate_folder(tmp_path / "hf", sample_folder / "shards", "validation")["loss"]
     assert abs(evaluated - counts["recorded_loss"]) <= 2e-2
 
 
