@@ -75,7 +75,7 @@ def test_finetune_trains_and_exports(untrained: Path, tmp_path: Path) -> None:
     losses = metrics(run, "validation/loss")
     assert losses[8] < losses[0] - 1
     assert export(run, tmp_path / "hf")["counts"]["held_out"]["loss"] == pytest.approx(losses[8], abs=1e-5)
-    test = evaluate_folder(run, None, None, "test")
+    test = evaluate_folder(run, None, "test")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     lines = (tmp_path / "run.records" / "test.jsonl").read_text().splitlines()
     targets = [json.loads(line)["target"] for line in lines]
