@@ -21,4 +21,5 @@ run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
 run .venv/bin/codespell
 run .venv/bin/pyright
-run .venv/bin/python -m pytest "${markers[@]}" "$@"
+# Two processes, each with whole files: many tests start ranks of their own, so more would not be faster.
+run .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "${markers[@]}" "$@"
