@@ -1,4 +1,4 @@
-"""What `biogpt corpus --benchmarks` finds by text, compared with a plain slow scan. About 8 minutes of one core.
+"""What `biogpt corpus --benchmarks` finds by text, compared with a plain slow scan. About 6 minutes of one core.
 
 The scan reduces each sentence of an item to its letters and looks for it in every abstract with Python's `in`. An item
 is in an abstract if the sentences that are there hold more than half of its letters. It knows no hashes and no runs.
