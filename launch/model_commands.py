@@ -246,6 +246,8 @@ def evaluate(
         text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
         if "perplexity" in figures:
             text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+        for name in sorted(figures.keys() & {"accuracy", "micro_f1", "macro_f1"}):
+            text += f", {name.replace('_', ' ')} {figures[name]:.2f} %"
         print(f"{text}, {figures['tokens']:,} tokens")
 
 

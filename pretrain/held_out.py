@@ -47,12 +47,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 class HeldOut(ABC):
     """The held-out examples of one source of data, in a fixed order."""
 
+    score: str = ""
+    """Name of the figure that chooses the best checkpoint, the highest. "" means that the lowest loss does."""
     examples: int
     """How many there are."""
     weight: float = 1.0
     """Its share in the held-out loss of a run."""
-    score: str = ""
-    """Name of the figure that chooses the best checkpoint, the highest. "" means that the lowest loss does."""
 
     @abstractmethod
     def batch(self, numbers: range, batch_size: int) -> Batch:
