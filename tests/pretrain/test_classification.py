@@ -225,7 +225,7 @@ def check_learned(problem: str, run: Path, labels: list[str], folder: Path) -> N
         config = json.loads((out / "config.json").read_text())
         assert config["id2label"] == {str(index): label for index, label in enumerate(labels)}
         assert config["label2id"] == {label: index for index, label in enumerate(labels)}
-    check_usage(folder / "hf-40", problem)
+        check_usage(out, problem)
 
 
 def check_usage(hf: Path, problem: str) -> None:
