@@ -225,7 +225,7 @@ def check_learned(problem: str, run: Path, labels: list[str], folder: Path) -> N
         config = json.loads((out / "config.json").read_text())
         assert config["id2label"] == {str(index): label for index, label in enumerate(labels)}
         assert config["label2id"] == {label: index for index, label in enumerate(labels)}
-    check_usage(folder / "hf-40", problem)
+        check_usage(out, problem)
 
 
 def check_usage(hf: Path, problem: str) -> None:
@@ -267,9 +267,9 @@ def test_predictions_do_not_depend_on_the_number_of_ranks(
     one_rank: Ranks, two_ranks: Ranks, records: dict[str, Path], hf: Path, tmp_path: Path
 ) -> None:
     """Scores of weights that guess, on 19 examples in batches of 4: the last batches are not full, and one is empty."""
-    arguments = chosen_for("tokens", records["tokens"], hf, tmp_path / "run")
+    arguments = chosen_for("multiple", records["multiple"], hf, tmp_path / "run")
     found = [ranks.run(scores_case, *arguments)[0] for ranks in (one_rank, two_ranks)]
-    assert found[0] == found[1] and 0 < found[0]["micro_f1"] < 50
+    assert found[0] == found[1] and 0 < found[0]["micro_f1"] < 90
 
 
 def scores_case(recipe: str, chosen: list[str]) -> dict[str, float]:
