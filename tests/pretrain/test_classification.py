@@ -1,5 +1,7 @@
 """Fine-tuning to classify tokens and texts, against plain aligners, plain scores and transformers' own classes."""
 
+import contextlib
+import io
 import json
 import random
 import re
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -28,6 +31,7 @@ from pretrain.export.folder import export
 from pretrain.held_out import held_out_loss
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
+from tests.markdown import python_blocks
 from tests.pretrain.runs import metrics, write_checkpoint, zero_3_settings
 from tests.pretrain.tuning import DISEASES, DRUGS, tuning, tuning_case, write_records
 from tests.ranks import Ranks
@@ -221,6 +225,18 @@ def check_learned(problem: str, run: Path, labels: list[str], folder: Path) -> N
         config = json.loads((out / "config.json").read_text())
         assert config["id2label"] == {str(index): label for index, label in enumerate(labels)}
         assert config["label2id"] == {label: index for index, label in enumerate(labels)}
+    check_usage(folder / "hf-40", problem)
+
+
+def check_usage(hf: Path, problem: str) -> None:
+    """The usage in the model card runs in its folder and answers with the run's labels."""
+    card, printed, names = (hf / "README.md").read_text(), io.StringIO(), dict[str, Any]()
+    with contextlib.chdir(hf), contextlib.redirect_stdout(printed):
+        (usage,) = python_blocks(card)
+        exec(usage, names)
+    task = "token-classification" if problem == "tokens" else "text-classification"
+    assert ModelCard(card).data.to_dict()["pipeline_tag"] == names["classify"].task == task
+    assert "fine-tuned with biogpt-pretrain" in card and printed.getvalue().startswith("[")
 
 
 def test_a_run_learns_to_find_spans_and_its_export_finds_the_same(tagged: Path, tmp_path: Path) -> None:
