@@ -51,7 +51,8 @@ def test_mistakes_are_named_before_anything_is_written(untrained: Path, tmp_path
             "sorting",
             untrained,
             tmp_path,
-            "sorting: there is no recipe to fine-tune on it; choose from bc5cdr-entities, bc5cdr-relations",
+            "sorting: there is no recipe to fine-tune on it; choose from bc5cdr-entities, bc5cdr-relations, hoc,"
+            " pubmedqa",
         ),
         ("pubmedqa", tmp_path / "absent", tmp_path, f"model.weights = {tmp_path / 'absent'}: no such folder"),
         ("pubmedqa", untrained, tmp_path / "absent", f"{tmp_path / 'absent'}: holds neither ori_pqal.json nor"),
