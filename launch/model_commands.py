@@ -1,5 +1,6 @@
 """The commands that train, evaluate, export and use a model. Each imports what it needs when it runs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def train(
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
     check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, objective)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity()["shards"])}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity().get("shards"))}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.dry_run" if dry_run else "pretrain.train", recipe, *(settings or [])]
     if dry_run:
@@ -78,6 +79,35 @@ def train(
     following = f"biogpt export {run} --out hf/" if step >= loaded.train.steps else "run the same command to resume"
     past = " (the run is past it; raise train.steps to go on)" if step > loaded.train.steps else ""
     print(f"{run}: step {step} of {loaded.train.steps}{past}; next: {following}")
+
+
+def finetune(
+    task: Annotated[str, typer.Argument(help="A benchmark: pubmedqa, hoc, bc5cdr-relations, bc5cdr-entities.")],
+    model: Annotated[Path, typer.Option("--model", help="The model to start from: an exported folder or a run.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the benchmark's files, as they were published.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="Number of processes; 0 means one per GPU, or one on a CPU.")] = 0,
+) -> None:
+    """Fine-tune a model on a benchmark: write its records beside the run, and train by the recipe finetune-TASK.
+
+    Example: `biogpt finetune pubmedqa --model hf/ --data pubmedqa/ train.run=pubmedqa-run`
+    """
+    from pretrain.recipe import bundled_recipes, load_recipe
+    from pretrain.tasks.records import write_records
+
+    recipe = f"finetune-{task}"
+    if recipe not in bundled_recipes():
+        names = [name.removeprefix("finetune-") for name in bundled_recipes() if name.startswith("finetune-")]
+        raise UserError(f"{task}: there is no recipe to fine-tune on it; choose from {', '.join(names)}")
+    own = [f"model.weights={json.dumps(str(model))}", *(settings or [])]
+    loaded = load_recipe(recipe, ["data.records=records", *own])
+    records = Path(loaded.train.run).resolve()
+    records = records.with_name(f"{records.name}.records")
+    counts = write_records(task, loaded.objective.kind, data, records)["counts"]
+    print(f"{records}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} records")
+    train(recipe, [f"data.records={json.dumps(str(records))}", *own], ranks)
 
 
 def run_interruptible(command: list[str], environment: dict[str, str], stop_file: Path) -> int:
@@ -269,7 +299,9 @@ def benchmark(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Out,
-    shards: Annotated[Path | None, typer.Option(help="Where the run's shards are now, if they have moved.")] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Where the run's shards or records are now, if they have moved.")
+    ] = None,
     step: Step = "",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.

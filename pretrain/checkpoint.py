@@ -29,12 +29,15 @@ from safetensors import safe_open
 from data.common.disk import room
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.architecture import Architecture
+from pretrain.held_out import rank
 from pretrain.objectives.objective import Objective
 from pretrain.optimizer import optimizer_record
 from pretrain.recipe import ObjectiveSection, Recipe, given_weights
 from pretrain.tensor_file import Layout, Piece, all_finite, read_fragments, read_share, remove_share, write_tensors
 
 NAME = re.compile(r"step-(\d{7,})")
+CONTENT = ("shards", "records", "weights")
+"""The keys of the data's identity that may differ with `data.allow_other`."""
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
 
 
@@ -127,7 +130,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> None:
-    """Remove all checkpoints except the newest, those of every n-th step and the one with the lowest held-out loss.
+    """Remove all checkpoints except the newest, those of every n-th step and the best (`rank_of`).
 
     Checkpoints after `latest` are not counted and not removed: a run that was returned to an earlier step has abandoned
     them.
@@ -137,18 +140,17 @@ def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> 
     if keep_every_steps:
         kept |= {checkpoint for checkpoint in newest_first if step_of(checkpoint) % keep_every_steps == 0}
     if keep_best:
-        kept.add(min(newest_first, key=held_out_loss_of))
+        kept.add(min(newest_first, key=rank_of))
     for checkpoint in set(newest_first) - kept:
         remove(checkpoint)
 
 
-def held_out_loss_of(checkpoint: Path) -> float:
-    """The held-out loss that a checkpoint records; infinity if it is damaged or has none."""
+def rank_of(checkpoint: Path) -> tuple[float, float]:
+    """The rank of the held-out figures that a checkpoint records; the last if it is damaged or has none."""
     try:
-        loss = float(read_state(checkpoint)["held_out"]["loss"])
+        return rank(read_state(checkpoint)["held_out"])
     except (UserError, KeyError):
-        return math.inf
-    return loss if math.isfinite(loss) else math.inf
+        return rank({})
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -203,13 +205,13 @@ def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list
 
 
 def choose_checkpoint(run: Path, step: str) -> Path:
-    """The checkpoint of a step, given as a number or as "best" for the lowest held-out loss.
+    """The checkpoint of a step, given as a number or as "best" (`rank_of`).
 
     Raises UserError if there is none, or if it is damaged; then it names the newest whole one.
     """
     found = list_checkpoints(run)
     if step == "best":
-        chosen = min(found, key=held_out_loss_of, default=None)
+        chosen = min(found, key=rank_of, default=None)
     else:
         chosen = next((each for each in found if str(step_of(each)) == step), None)
     if chosen is None:
@@ -301,12 +303,12 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
-        now["data"] = {key: value for key, value in now["data"].items() if key not in ("shards", "weights")}
+        now["data"] = {key: value for key, value in now["data"].items() if key not in CONTENT}
     for section, values in now.items():
         record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
             if record.get(key) != value:
-                hint = "; data.allow_other=true resumes all the same" if key in ("shards", "weights") else ""
+                hint = "; data.allow_other=true resumes all the same" if key in CONTENT else ""
                 raise UserError(
                     f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
                     f" train.run, or what the run was started with{hint}"
@@ -341,14 +343,16 @@ def describe_checkpoints(run: Path, verify: bool) -> int:
     if not found:
         raise UserError(f"{run}: has no checkpoint")
     table, damaged, latest = Table("step", "held-out loss", "GB", "state"), 0, pointed_at(run)
-    best = min(found, key=held_out_loss_of)
+    best = min(found, key=rank_of)
     for checkpoint in found:
         size = sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e9
         try:
             if verify:
                 verify_checkpoint(checkpoint)
-            loss, fault = f"{held_out_loss_of(checkpoint):.4f}", ""
-            read_state(checkpoint)
+            held_out, fault = read_state(checkpoint).get("held_out", {}), ""
+            loss = f"{rank(held_out)[1]:.4f}"
+            if name := held_out.get("score"):
+                loss += f", {name.replace('_', ' ')} {held_out[name]:.4f}"
         except UserError as error:
             loss, fault, damaged = "-", str(error).removeprefix(f"{checkpoint}/"), damaged + 1
         state = fault or ("whole" if verify else "not verified")

@@ -15,12 +15,12 @@ from pretrain.held_out import SummedLoss
 from pretrain.weights import WEIGHT_FILES
 
 
-def load_hf(folder: Path, device: torch.device) -> Any:
-    """transformers' BioGptForCausalLM of a folder, in fp32, for evaluation.
+def load_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
+    """transformers' model of a folder, of the class `name`, in fp32, for evaluation.
 
     Raises UserError if the folder is damaged, is not a BioGPT's or has no weights.
     """
-    from transformers import BioGptForCausalLM
+    import transformers
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights
@@ -31,7 +31,7 @@ def load_hf(folder: Path, device: torch.device) -> Any:
         raise UserError(f"{folder}: its config.json is not a BioGPT's")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHT_FILES)})")
-    return BioGptForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
 
 def load_causal_lm(folder: Path, device: torch.device) -> Any:

@@ -28,6 +28,8 @@ def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "
         raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
     if is_run:
         recipe, checkpoint, _ = opened
+        if recipe.on_records() and shards:
+            raise UserError(f"{folder}: was trained on records, not on text; export it and evaluate the folder")
         objective = make_objective(recipe.with_shards(shards) if shards else recipe)
         objective.verify()
         model: SummedLoss = load_model(checkpoint, objective, device)

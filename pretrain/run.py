@@ -40,7 +40,7 @@ class Run:
     held_out: dict[str, Any] = field(default_factory=dict)
     """The last evaluation, with its step."""
     best: dict[str, Any] = field(default_factory=dict)
-    """The evaluation with the lowest loss so far."""
+    """The best evaluation so far (`held_out.rank`)."""
     stop_reason: str = ""
     """Why the run ends before its last step, or ""."""
     place: str = "the start"

@@ -22,8 +22,8 @@ from data.common.ownership import remove_parts
 from data.common.parquet import SPLITS, split_files
 from data.common.workers import JobArray, Task, Workers, hold_for, progress, run_tasks, share_of
 from data.shards.indexed import IndexedTokens, write_index
-from data.text.ids import EOS_ID, UNK_ID
-from data.text.tokenizer import Tokenizer, tokenizer_files
+from data.text.ids import EOS_ID, UNK_ID, tokenizer_files
+from data.text.tokenizer import Tokenizer
 
 pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
 DOCUMENTS_PER_SHARD = 500_000

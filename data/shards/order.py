@@ -21,9 +21,21 @@ class EpochOrder:
     def locate(self, number: int) -> tuple[int, int]:
         """The epoch that example `number` of the run belongs to, and its place among the examples."""
         epoch, position = divmod(number, self.examples)
+        return epoch, int(self._places(epoch)[position])
+
+    def places(self, numbers: range) -> np.ndarray:
+        """The places among the examples of those with these numbers, int64."""
+        parts, number = [np.zeros(0, np.int64)], numbers.start
+        while number < numbers.stop:
+            epoch, position = divmod(number, self.examples)
+            parts.append(self._places(epoch)[position : position + numbers.stop - number])
+            number += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _places(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.arange(self.examples)
             salt = epoch_salt(self._seed, epoch, 0)
             # In place: 8 bytes an example are all it takes. RandomState's stream is frozen; Generator's may change.
             np.random.RandomState([salt % 2**32, salt // 2**32]).shuffle(self._order)
-        return epoch, int(self._order[position])
+        return self._order

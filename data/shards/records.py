@@ -40,6 +40,8 @@ class Encoded(NamedTuple):
     """One for each id, or as many as every record of the file has. Where nothing counts stands `ignore_index`."""
     cut: bool = False
     """Whether the record was longer than the context, so that a part of it is missing."""
+    answer: Any = None
+    """What predictions are scored by, if they are."""
 
 
 def read_records(path: Path, keys: dict[str, type]) -> list[Record]:
@@ -86,6 +88,18 @@ def encode_texts(tokenizer: Path, texts: Sequence[str]) -> list[np.ndarray]:
     return np.split(ids.astype(np.int64), np.cumsum(lengths)[:-1])
 
 
+def encode_with_offsets(tokenizer: Path, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """The ids of each text, as of `encode_texts`, and where each token begins and ends in the text, in characters."""
+    from data.text.fast_tokenizer import make_fast_tokenizer
+    from data.text.tokenizer import Tokenizer, read_merges
+
+    slow = Tokenizer(tokenizer)
+    fast = make_fast_tokenizer(slow.vocabulary, read_merges(tokenizer / "merges.txt"), slow.normalize_punctuation)
+    fast.encode_special_tokens = True  # as text: "</s>" in a text is no end
+    encodings = fast.encode_batch(list(texts), add_special_tokens=False)
+    return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+
 class Records:
     """The encoded records of a file, by their places in it."""
 
@@ -104,6 +118,9 @@ class Records:
 
     def __len__(self) -> int:
         return len(self._encoded)
+
+    def __getitem__(self, place: int) -> Encoded:
+        return self._encoded[place]
 
     def batch(self, places: Sequence[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (rows, T) int64 and labels (rows, T or `label_width`) of records, padded on the right.

@@ -24,7 +24,7 @@ def model_card(
     kind, figures = objective.describe()
     others = {name: value for name, value in held_out.items() if name not in ("loss", "tokens")}
     rows = figures | {
-        "optimizer steps, tokens a step": f"{state['step']:,}, {recipe.train.global_batch_tokens:,}",
+        "optimizer steps": f"{state['step']:,} of {recipe.global_batch()}",
         "held-out loss by transformers, nats a target": f"{held_out['loss']:.4f}",
         **{f"held-out {name.replace('_', ' ')}": f"{value:.5g}" for name, value in others.items()},
         "held-out targets": f"{held_out['tokens']:,}",

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from data.common.files import UserError, make_folder, read_json, read_manifest, write_json
-from data.text.tokenizer import tokenizer_files
+from data.text.ids import tokenizer_files
 from model.architecture import Architecture
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
@@ -21,19 +21,23 @@ from pretrain.report import CURVES, plot_curves
 def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> dict[str, Any]:
     """Write a checkpoint of `run` as the HF folder `out`. Returns its manifest.
 
-    shards: where the run's shards are now, if they have moved; step: as for `load_run`. Raises UserError if the shards
-    are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our model's logits.
+    shards: where the run's shards or records are now, if they have moved; step: as for `load_run`. Raises UserError if
+    they are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our logits.
     """
     recipe, checkpoint, state = load_run(run, step)
     recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
+        what = "records" if recipe.on_records() else "shards"
+        places = recipe.data.records or ", ".join(map(str, recipe.shards_folders().values()))
         raise UserError(
-            f"{', '.join(map(str, recipe.shards_folders().values()))}: not the shards that {run} was trained on; name"
-            " the right ones with --shards, or several of them in its recipe.toml"
+            f"{places}: not the {what} that {run} was trained on; name the right ones with --shards, or several of them"
+            " in its recipe.toml"
         )
     objective.verify()
-    model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())
+    model = load_model(checkpoint, objective, best_device())
+    if not recipe.on_records():  # fine-tuning leaves positions beyond its context as pretraining made them
+        model = model.with_positions(recipe.context_length())
 
     def fill(folder: Path) -> dict[str, Any]:
         write_hf_files(folder, model, run / "tokenizer")

@@ -1,10 +1,17 @@
 """The objectives by the names that recipes give them."""
 
+from pretrain.objectives.classification import SequenceClassification, TokenClassification
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
+from pretrain.objectives.prompt_target import PromptTarget
 from pretrain.recipe import Recipe
 
-OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "next_token": NextToken,
+    "prompt_target": PromptTarget,
+    "token_classification": TokenClassification,
+    "sequence_classification": SequenceClassification,
+}
 
 
 def make_objective(recipe: Recipe) -> Objective:

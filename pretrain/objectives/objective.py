@@ -49,7 +49,7 @@ class Objective(ABC):
     def identity(self) -> dict[str, Any]:
         """What the examples and their order depend on, besides the step. A resumed run must have the same.
 
-        The keys "shards", hashes of the data's content, and "weights" may differ with `data.allow_other`.
+        The keys "shards" or "records", hashes of the data's content, and "weights" may differ with `data.allow_other`.
         """
 
     @abstractmethod
@@ -78,6 +78,14 @@ class Objective(ABC):
 
         Every rank asks for the whole global batch, so this must be a pure function of the numbers.
         """
+
+    def tokens(self, numbers: range) -> int:
+        """How many tokens these examples have, without padding."""
+        return self.counted_targets(numbers)
+
+    def warnings(self) -> list[str]:
+        """What the user should know of the data, a line each."""
+        return []
 
     @abstractmethod
     def epochs(self, examples: int) -> dict[str, float]:

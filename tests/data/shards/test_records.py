@@ -117,4 +117,5 @@ def test_every_epoch_has_each_example_once_in_an_order_of_its_own() -> None:
     assert all(Counter(found) == Counter(range(20)) for found in places)
     assert len({tuple(found) for found in places}) == 3
     assert [EpochOrder(20, seed=3).locate(number)[1] for number in range(40, 60)] == places[2]  # asked for at once
+    assert order.places(range(15, 47)).tolist() == [*places[0][15:], *places[1], *places[2][:7]]
     assert [EpochOrder(20, seed=4).locate(number)[1] for number in range(20)] != places[0]
