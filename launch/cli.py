@@ -31,7 +31,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 DATA = (download, sample, corpus, tokenizer, shards)
-for command in (*DATA, plan, train, finetune, checkpoints, report, compare, evaluate, benchmark, export, generate):
+MODELS = (plan, train, finetune, checkpoints, report, compare, evaluate, benchmark, export, generate)
+for command in (*DATA, *MODELS):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from data.common.files import UserError
 from launch.options import Out
 
 Step = Annotated[str, typer.Option(metavar="N|best", help="Checkpoint of a run to use; default: the newest.")]
+Average = Annotated[int, typer.Option(min=1, help="Use the mean of the weights of a run's last so many checkpoints.")]
 
 
 def train(
@@ -228,6 +230,7 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     step: Step = "",
+    average: Average = 1,
 ) -> None:
     """Report the held-out loss and the bits per byte of models.
 
@@ -243,27 +246,29 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
     if corpus:
-        evaluate_on_corpora(models, corpus, split, step)
+        evaluate_on_corpora(models, corpus, split, step, average)
         return
     from pretrain.inference import evaluate_folder
 
     for model in models:
-        result = evaluate_folder(model, shards, split, step)
+        result = evaluate_folder(model, shards, split, step, average)
         sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
         for source in sources:  # "" is the whole
             figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
             text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
             if "perplexity" in figures:
                 text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+            for name in sorted(figures.keys() & {"accuracy", "micro_f1", "macro_f1"}):
+                text += f", {name.replace('_', ' ')} {figures[name]:.2f} %"
             print(f"{text}, {figures['tokens']:,} tokens")
 
 
-def evaluate_on_corpora(models: list[Path], corpora: list[Path], split: str, step: str) -> None:
+def evaluate_on_corpora(models: list[Path], corpora: list[Path], split: str, step: str, average: int) -> None:
     """Print a table of bits per byte: a row for each model and source."""
     from pretrain.bits_per_byte import evaluate_corpora
 
     rows = [["model", "source", "documents", "tokens", "nats a token", "bits per byte", "unknown characters"]]
-    for model, sources in evaluate_corpora(models, corpora, split, step).items():
+    for model, sources in evaluate_corpora(models, corpora, split, step, average).items():
         for source, score in sources.items():
             counts = [f"{score.documents:,}", f"{score.tokens:,}", f"{score.loss:.4f}", f"{score.bits_per_byte:.4f}"]
             rows.append([model, source, *counts, f"{score.unknown_characters:,}"])
@@ -303,19 +308,32 @@ def export(
         Path | None, typer.Option(help="Where the run's shards or records are now, if they have moved.")
     ] = None,
     step: Step = "",
+    average: Average = 1,
+    dtype: Annotated[str, typer.Option(help="Number format of the weights: fp32 or bf16.")] = "fp32",
+    license: Annotated[
+        str, typer.Option(metavar="ID", help="Licence of the weights for the model card, as the Hub names it: mit.")
+    ] = "unknown",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.
 
     Example: `biogpt export run/ --out hf/`
     """
     from data.common.files import check_places
+    from pretrain.export.folder import DTYPES
     from pretrain.export.folder import export as export_run
 
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise UserError(f"--license {license!r}: expected an identifier such as apache-2.0, cc-by-4.0, mit or other")
     check_places(out, [run, *([shards] if shards else [])])
-    counts = export_run(run, out, shards, step)["counts"]
+    counts = export_run(run, out, shards, step, average, dtype, license)["counts"]
+    steps = ", ".join(map(str, counts.get("averaged_steps", ()))) or counts["step"]
+    whose = "recorded" if "recorded_loss" in counts else "by our model"
+    expected = counts.get("recorded_loss", counts.get("computed_loss"))
     print(
-        f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
-        f" {counts['held_out']['loss']:.6f} by transformers, {counts['recorded_loss']:.6f} recorded;"
+        f"{out}: {'mean of steps' if average > 1 else 'step'} {steps}, {counts['parameters']:,} parameters; held-out"
+        f" loss {counts['held_out']['loss']:.6f} by transformers, {expected:.6f} {whose};"
         f" logits equal to {counts['largest_logit_difference']:.1e}"
     )
 

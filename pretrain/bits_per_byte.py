@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from data.common.files import UserError, read_json, read_manifest, verify_files
@@ -32,9 +33,8 @@ from data.common.parquet import row_groups, split_files
 from data.common.workers import progress
 from model.decoder import Decoder
 from model.loss import IGNORE_INDEX
-from pretrain.checkpoint import read_model
 from pretrain.hf_folder import load_causal_lm, load_tokenizer
-from pretrain.load import best_device, load_run
+from pretrain.load import best_device, fill_model, load_run
 
 DOCUMENTS_AT_ONCE = 256  # are sorted by length, so that a batch needs little padding
 TOKENS_AT_ONCE = 8192  # in a batch
@@ -96,20 +96,20 @@ class Score:
 
 
 def evaluate_corpora(
-    folders: list[Path], corpora: list[Path], split: str, step: str = ""
+    folders: list[Path], corpora: list[Path], split: str, step: str = "", average: int = 1
 ) -> dict[str, dict[str, Score]]:
     """The scores of runs and HF folders on a split of corpora: model -> source -> score.
 
-    step: the checkpoint of a run, as for `load_run`. Sources are the files that the documents come from, by
+    step, average: the checkpoint of a run, as for `load_run`. Sources are the files that the documents come from, by
     `source_name`; where there are several, ALL comes last. Raises UserError if a corpus is damaged or its split is
     empty, or if a folder is no causal language model with a tokenizer, before a text is scored.
     """
     files = {corpus: corpus_files(corpus, split) for corpus in corpora}
     for folder in folders[1:]:  # a mistake is found now, and not when the models before it are done
-        open_model(folder, step)
+        open_model(folder, step, average)
     scores = {}
     for folder in folders:
-        model, sources, documents = open_model(folder, step), defaultdict(Score), corpus_documents(files)
+        model, sources, documents = open_model(folder, step, average), defaultdict(Score), corpus_documents(files)
         total = sum(pq.read_metadata(file).num_rows for each in files.values() for file in each)
         with progress(f"evaluate: {folder}", total) as advance:
             while some := list(islice(documents, DOCUMENTS_AT_ONCE)):
@@ -155,11 +155,11 @@ def source_name(file: str) -> str:
     return re.sub(r"\d+", "*", file)
 
 
-def open_model(folder: Path, step: str = "") -> LanguageModel:
+def open_model(folder: Path, step: str = "", average: int = 1) -> LanguageModel:
     """A run or an HF folder as a language model. Raises UserError if it is not one, or has no tokenizer."""
     device = best_device()
     if (folder / "recipe.toml").is_file():
-        return open_run(folder, step, device)
+        return open_run(folder, step, average, device)
     tokenizer, model = load_tokenizer(folder), load_causal_lm(folder, device)
     config = model.config.get_text_config()
 
@@ -179,12 +179,16 @@ def open_model(folder: Path, step: str = "") -> LanguageModel:
     return opened
 
 
-def open_run(run: Path, step: str, device: torch.device) -> LanguageModel:
-    """The checkpoint of a run, as it was trained, without its shards."""
-    recipe, checkpoint, _ = load_run(run, step)
+def open_run(run: Path, step: str, average: int, device: torch.device) -> LanguageModel:
+    """The checkpoint of a run; its data are not needed. Raises UserError if its model has other weights too."""
+    recipe, checkpoints, _ = load_run(run, step, average)
     vocabulary = len(read_json(run / "tokenizer" / "vocab.json"))
     decoder = Decoder(recipe.decoder_config(vocabulary))
-    read_model(checkpoint, decoder)
+    with safe_open(checkpoints[-1] / "model.safetensors", "pt") as tensors:
+        others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
+    if others:
+        raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")
+    fill_model(checkpoints, decoder)
     decoder.to(device).eval()
     tokenizer = load_tokenizer(run / "tokenizer")
 

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
@@ -227,6 +228,23 @@ def choose_checkpoint(run: Path, step: str) -> Path:
     return chosen
 
 
+def last_checkpoints(run: Path, number: int) -> list[Path]:
+    """The last so many checkpoints of a run, verified, the oldest first.
+
+    Raises UserError if there are fewer, or if one of them is damaged.
+    """
+    found = checkpoints_up_to_latest(run)[:number]
+    if len(found) < number:
+        raise UserError(
+            f"{run}: has {len(found)} checkpoints, and {number} are to be averaged; average fewer, or train with"
+            f" checkpoint.keep_last={number}"
+        )
+    for checkpoint in found:
+        verify_checkpoint(checkpoint)
+        check_finite(checkpoint)
+    return found[::-1]
+
+
 def return_to(run: Path, step: str) -> list[Path]:
     """Make a run resume from an earlier checkpoint, and set the later ones aside. Returns where those are now.
 
@@ -255,6 +273,21 @@ def read_model(checkpoint: Path, model: Architecture) -> None:
     """Fill a model, which has no engine yet, with the weights of a verified checkpoint."""
     whole = ((name, 0, parameter.data.view(-1)) for name, parameter in model.named_parameters())
     read_fragments(checkpoint / "model.safetensors", Layout(model), whole)
+
+
+def read_mean(checkpoints: list[Path], model: Architecture) -> None:
+    """Fill a model with the mean of the weights of verified checkpoints, which are summed in fp64 in this order.
+
+    Besides the model, memory holds one of its parameters, in fp32 and in fp64.
+    """
+    layout = Layout(model)
+    for name, parameter in model.named_parameters():
+        values = parameter.data.view(-1)
+        total = torch.zeros(len(values), dtype=torch.float64)
+        for checkpoint in checkpoints:
+            read_fragments(checkpoint / "model.safetensors", layout, [(name, 0, values)])
+            total += values
+        values.copy_(total / len(checkpoints))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:

@@ -47,12 +47,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 class HeldOut(ABC):
     """The held-out examples of one source of data, in a fixed order."""
 
+    score: str = ""
+    """Name of the figure that chooses the best checkpoint, the highest. "" means that the lowest loss does."""
     examples: int
     """How many there are."""
     weight: float = 1.0
     """Its share in the held-out loss of a run."""
-    score: str = ""
-    """Name of the figure that chooses the best checkpoint, the highest. "" means that the lowest loss does."""
+    tokens_per_byte: float = 0.0
+    """Counted targets for each byte of text, in UTF-8; 0 if the targets are not the tokens of a text."""
 
     @abstractmethod
     def batch(self, numbers: range, batch_size: int) -> Batch:
@@ -91,13 +93,26 @@ def held_out_loss(
 
 
 def combined_figures(sources: dict[str, HeldOut], figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the only source; or the loss by the sources' weights, all tokens, and "NAME/loss" and so on."""
+    """The figures of the only source; or the loss by the sources' weights, all tokens, and "NAME/loss" and so on.
+
+    If all sources are text, also the perplexity and the bits per byte of their mixture. A weight is a share of its
+    tokens, so the mixture has bytes for each token by the same weights.
+    """
     if len(figures) == 1:
         return next(iter(figures.values()))
     loss = sum(sources[name].weight * found["loss"] for name, found in figures.items())
     tokens = sum(found["tokens"] for found in figures.values())
     each = {f"{name}/{figure}": value for name, found in figures.items() for figure, value in found.items()}
-    return {"loss": loss, "tokens": tokens, **each}
+    mixture = {}
+    if all(source.tokens_per_byte for source in sources.values()):
+        bytes_per_token = sum(source.weight / source.tokens_per_byte for source in sources.values())
+        mixture = text_figures(loss, 1 / bytes_per_token)
+    return {"loss": loss, **mixture, "tokens": tokens, **each}
+
+
+def text_figures(loss: float, tokens_per_byte: float) -> dict[str, float]:
+    """Perplexity, and bits per byte of text, of a loss in nats a token."""
+    return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2) * tokens_per_byte}
 
 
 def held_out_figures(held_out: HeldOut, outcome: Outcome, examples: range) -> dict[str, Any]:

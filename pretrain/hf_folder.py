@@ -106,7 +106,7 @@ def hf_likelihood(model: Any) -> SummedLoss:
     def negative_log_likelihood(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         logits_BTV = hf_logits(model, inputs_BT)
         return torch.nn.functional.cross_entropy(
-            logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
 
     return negative_log_likelihood

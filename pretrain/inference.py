@@ -13,26 +13,29 @@ from pretrain.objectives.kinds import make_objective
 from pretrain.objectives.next_token import held_out_blocks
 
 
-def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "") -> dict[str, Any]:
+def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "", average: int = 1) -> dict[str, Any]:
     """The held-out loss of a run's checkpoint or of an HF folder, on packed blocks of shards, as in training.
 
-    shards: for a run, the default is its own. Raises UserError if they were made with another tokenizer.
+    shards: for a run, the default is its own; step, average: as for `load_run`. Raises UserError if the shards were
+    made with another tokenizer.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()
     if not (shards or is_run):
         raise UserError(f"{folder}: is not a run, which knows its shards; name either --shards or --corpus")
-    opened: Any = load_run(folder, step) if is_run else load_hf(folder, device)
+    if average > 1 and not is_run:
+        raise UserError(f"{folder}: --average takes the checkpoints of a run, and this is none")
+    opened: Any = load_run(folder, step, average) if is_run else load_hf(folder, device)
     tokenizer = folder / "tokenizer" if is_run else folder
     if shards is not None and (different := different_tokenizer_file(shards / "tokenizer", tokenizer)):
         raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
     if is_run:
-        recipe, checkpoint, _ = opened
+        recipe, chosen, _ = opened
         if recipe.on_records() and shards:
             raise UserError(f"{folder}: was trained on records, not on text; export it and evaluate the folder")
         objective = make_objective(recipe.with_shards(shards) if shards else recipe)
         objective.verify()
-        model: SummedLoss = load_model(checkpoint, objective, device)
+        model: SummedLoss = load_model(chosen, objective, device)
         held_out: dict[str, HeldOut] = objective.held_out(split)
     else:
         assert shards is not None

@@ -432,13 +432,16 @@ def _schedule_mistakes(recipe: Recipe) -> Iterator[str]:
         )
 
 
+PATHS = (("data", "shards"), ("data", "records"), ("train", "run"), ("deepspeed", "config"), ("model", "weights"))
+"""The settings that name files or folders of this machine: section, key."""
+
+
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved settings as TOML, with absolute paths."""
     settings = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.on_records():
         del settings["data"]["shards"]
-    paths = (("data", "shards"), ("data", "records"), ("train", "run"), ("deepspeed", "config"), ("model", "weights"))
-    for section, key in paths:
+    for section, key in PATHS:
         if isinstance(settings[section].get(key), dict):
             settings[section][key] = {name: str(Path(each).resolve()) for name, each in settings[section][key].items()}
         elif key in settings[section]:

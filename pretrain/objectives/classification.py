@@ -91,13 +91,13 @@ class Classification(RecordObjective):
         model = load_hf(folder, device, self.head.hf_name)
 
         def outputs(ids_BT: Tensor, _: Tensor) -> Tensor:
-            return _without_padding(model(ids_BT, attention_mask=(ids_BT != PAD_ID).long()).logits, ids_BT)
+            return _without_padding(model(ids_BT, attention_mask=(ids_BT != PAD_ID).long()).logits.float(), ids_BT)
 
         def loss(ids_BT: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             logits = outputs(ids_BT, labels)
             return classification_loss(logits, labels, self._shape.problem), logits
 
-        return Exported(outputs, loss)
+        return Exported(outputs, loss, model)
 
 
 def _without_padding(logits: Tensor, ids_BT: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.decoder import Decoder, document_offsets
 from model.loss import IGNORE_INDEX
-from pretrain.held_out import Batch, HeldOut
+from pretrain.held_out import Batch, HeldOut, text_figures
 from pretrain.hf_folder import hf_likelihood, hf_logits, load_hf
 from pretrain.objectives.objective import Exported, Objective
 from pretrain.recipe import Recipe
@@ -93,10 +93,21 @@ class NextToken(Objective):
         """As `Objective.describe`."""
         figures = {}
         for name, weight in self._recipe.shards_weights().items():
-            train = self._manifests[name]["counts"]["train"]
+            counts = self._manifests[name]["counts"]
+            train = counts["train"]
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
             figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
+            for benchmark, of_split in counts.get("benchmarks", {}).items():
+                for split, items in of_split.items():
+                    in_training, in_input = f"{items['in_training']:,} of {items['items']:,}", f"{items['in_input']:,}"
+                    found = f"{in_training}; {in_input} were in the corpus's input"
+                    figures[f"items of {benchmark} {split} in the training text{source}"] = found
         return "causal language model", figures
+
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
+        folders = {name: folder / "corpus" for name, folder in self._folders.items()}
+        return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""
@@ -132,7 +143,7 @@ class NextToken(Objective):
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
         model = load_hf(folder, device)
-        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model))
+        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model), model)
 
 
 class HeldOutBlocks(HeldOut):
@@ -141,6 +152,7 @@ class HeldOutBlocks(HeldOut):
     def __init__(self, stream: TokenStream, context_length: int, weight: float = 1.0) -> None:
         self._stream, self._context_length, self.weight = stream, context_length, weight
         self.examples = math.ceil(len(stream) / context_length)
+        self.tokens_per_byte = len(stream) / max(stream.text_bytes, 1)
 
     def batch(self, numbers: range, batch_size: int) -> Batch:
         """Inputs and targets, (batch_size, context_length) int64 each."""
@@ -155,9 +167,7 @@ class HeldOutBlocks(HeldOut):
 
     def figures(self, loss: float) -> dict[str, float]:
         """Perplexity, and bits per byte of text."""
-        bits_per_token = loss / math.log(2)
-        tokens_per_byte = len(self._stream) / max(self._stream.text_bytes, 1)
-        return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits_per_token * tokens_per_byte}
+        return text_figures(loss, self.tokens_per_byte)
 
 
 def _tokenizer(manifest: dict[str, Any]) -> list[str]:

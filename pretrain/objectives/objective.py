@@ -23,6 +23,8 @@ class Exported(NamedTuple):
     outputs: Any
     """The tensors of a batch -> what `Objective.outputs` gives for our model."""
     loss: SummedLoss
+    model: Any
+    """transformers' model itself, which the two call."""
 
 
 class Objective(ABC):
@@ -59,6 +61,10 @@ class Objective(ABC):
     @abstractmethod
     def describe(self) -> tuple[str, dict[str, str]]:
         """What the model card says about the kind of model, in a phrase, and about the training data, a row each."""
+
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """The manifests of the corpora that the training data come from, by the source's name, as far as known."""
+        return {}
 
     @abstractmethod
     def build_model(self) -> Architecture:

@@ -66,4 +66,4 @@ class PromptTarget(RecordObjective):
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
         model = load_hf(folder, device)
-        return Exported(lambda ids, _: hf_logits(model, ids), hf_likelihood(model))
+        return Exported(lambda ids, _: hf_logits(model, ids), hf_likelihood(model), model)

@@ -76,17 +76,21 @@ class SpanTask(Task):
     """A task whose answers are spans of the text, which a token classifier finds."""
 
 
+class MissingFile(UserError):
+    """A folder lacks a file of the benchmark."""
+
+
 def read_text(folder: Path, name: str) -> tuple[Path, str]:
     """The path and the text of the file `name` or `name`.gz in a folder.
 
-    Raises UserError, which names the file, if neither exists or it cannot be read.
+    Raises MissingFile if neither exists, and UserError, which names the file, if it cannot be read.
     """
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
     try:
         content = path.read_bytes()
         return path, (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: holds neither {name} nor {name}.gz, which this benchmark reads") from None
+        raise MissingFile(f"{folder}: holds neither {name} nor {name}.gz, which this benchmark reads") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); get the file again") from None
 

@@ -51,7 +51,8 @@ def test_mistakes_are_named_before_anything_is_written(untrained: Path, tmp_path
             "sorting",
             untrained,
             tmp_path,
-            "sorting: there is no recipe to fine-tune on it; choose from bc5cdr-relations",
+            "sorting: there is no recipe to fine-tune on it; choose from bc5cdr-entities, bc5cdr-relations, hoc,"
+            " pubmedqa",
         ),
         ("pubmedqa", tmp_path / "absent", tmp_path, f"model.weights = {tmp_path / 'absent'}: no such folder"),
         ("pubmedqa", untrained, tmp_path / "absent", f"{tmp_path / 'absent'}: holds neither ori_pqal.json nor"),
@@ -74,7 +75,7 @@ def test_finetune_trains_and_exports(untrained: Path, tmp_path: Path) -> None:
     losses = metrics(run, "validation/loss")
     assert losses[8] < losses[0] - 1
     assert export(run, tmp_path / "hf")["counts"]["held_out"]["loss"] == pytest.approx(losses[8], abs=1e-5)
-    test = evaluate_folder(run, None, None, "test")
+    test = evaluate_folder(run, None, "test")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     lines = (tmp_path / "run.records" / "test.jsonl").read_text().splitlines()
     targets = [json.loads(line)["target"] for line in lines]

@@ -1,5 +1,7 @@
 """Fine-tuning to classify tokens and texts, against plain aligners, plain scores and transformers' own classes."""
 
+import contextlib
+import io
 import json
 import random
 import re
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -28,13 +31,14 @@ from pretrain.export.folder import export
 from pretrain.held_out import held_out_loss
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
+from tests.markdown import python_blocks
 from tests.pretrain.runs import metrics, write_checkpoint, zero_3_settings
 from tests.pretrain.tuning import DISEASES, DRUGS, tuning, tuning_case, write_records
 from tests.ranks import Ranks
 
 KINDS = {"tokens": "token_classification", "single": "sequence_classification", "multiple": "sequence_classification"}
-HALF_WAY = 10
-LEARNING = ["train.steps=40", "optimizer.learning_rate=1e-2", "evaluate.every_steps=5"]
+EARLY = 5
+LEARNING = ["train.steps=25", "train.micro_batch_size=4", "optimizer.learning_rate=1e-2", "evaluate.every_steps=5"]
 LEARNING += ["checkpoint.every_steps=5", "checkpoint.keep_last=9"]
 
 
@@ -89,7 +93,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def tagged(two_ranks: Ranks, records: dict[str, Path], hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps on two ranks that learns to find drugs and diseases."""
+    """A run of 25 steps on two ranks that learns to find drugs and diseases."""
     run = tmp_path_factory.mktemp("tagged") / "run"
     two_ranks.run(tuning_case, *chosen_for("tokens", records["tokens"], hf, run, *LEARNING))
     return run
@@ -210,17 +214,29 @@ def plain_scores(problem: str, folder: Path) -> dict[str, float]:
 
 def check_learned(problem: str, run: Path, labels: list[str], folder: Path) -> None:
     """A run's recorded scores, early and at its end, are those of transformers on its exports; and it has learned."""
-    for step in (HALF_WAY, 40):
+    for step in (EARLY, 25):
         out = folder / f"hf-{step}"
         counts = export(run, out, None, str(step))["counts"]
         for name, score in plain_scores(problem, out).items():
             assert metrics(run, f"validation/{name}")[step] == pytest.approx(score, abs=1e-9), (step, name)
             assert counts["held_out"][name] == metrics(run, f"validation/{name}")[step]
             print(f"{problem}: {name} by step: {metrics(run, f'validation/{name}')}")
-            assert (score > 90) == (step == 40)
+            assert (score > 90) == (step == 25)
         config = json.loads((out / "config.json").read_text())
         assert config["id2label"] == {str(index): label for index, label in enumerate(labels)}
         assert config["label2id"] == {label: index for index, label in enumerate(labels)}
+    check_usage(folder / "hf-40", problem)
+
+
+def check_usage(hf: Path, problem: str) -> None:
+    """The usage in the model card runs in its folder and answers with the run's labels."""
+    card, printed, names = (hf / "README.md").read_text(), io.StringIO(), dict[str, Any]()
+    with contextlib.chdir(hf), contextlib.redirect_stdout(printed):
+        (usage,) = python_blocks(card)
+        exec(usage, names)
+    task = "token-classification" if problem == "tokens" else "text-classification"
+    assert ModelCard(card).data.to_dict()["pipeline_tag"] == names["classify"].task == task
+    assert "fine-tuned with biogpt-pretrain" in card and printed.getvalue().startswith("[")
 
 
 def test_a_run_learns_to_find_spans_and_its_export_finds_the_same(tagged: Path, tmp_path: Path) -> None:
@@ -240,13 +256,11 @@ def test_one_rank_and_two_and_other_stages_agree(
     stage: int, one_rank: Ranks, tagged: Path, records: dict[str, Path], hf: Path, tmp_path: Path
 ) -> None:
     layout = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
-    chosen = [*LEARNING, *layout, "train.micro_batch_size=4"]
+    chosen = [*LEARNING, *layout, "train.steps=10", "train.micro_batch_size=2"]
     one_rank.run(tuning_case, *chosen_for("tokens", records["tokens"], hf, tmp_path / "run", *chosen))
     for name in ("train/loss", "validation/loss", "validation/micro_f1"):
-        found, expected = (metrics(run, name) for run in (tmp_path / "run", tagged))
-        assert found == pytest.approx(expected, rel=1e-2 if name == "train/loss" else 1e-3), name
-    losses = [list(metrics(run, "train/loss").values())[:10] for run in (tmp_path / "run", tagged)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        expected = {step: value for step, value in metrics(tagged, name).items() if step <= 10}
+        assert metrics(tmp_path / "run", name) == pytest.approx(expected, rel=1e-4), name
 
 
 def test_predictions_do_not_depend_on_the_number_of_ranks(
@@ -267,16 +281,16 @@ def test_a_resumed_run_gives_the_same_bits(
     two_ranks: Ranks, tagged: Path, records: dict[str, Path], hf: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tagged, tmp_path / "run")
-    for checkpoint in list_checkpoints(tmp_path / "run")[:4]:
+    for checkpoint in list_checkpoints(tmp_path / "run")[:2]:
         shutil.rmtree(checkpoint)
-    (tmp_path / "run" / "latest").write_text("step-0000020")
+    (tmp_path / "run" / "latest").write_text("step-0000015")
     two_ranks.run(tuning_case, *chosen_for("tokens", records["tokens"], hf, tmp_path / "run", *LEARNING))
     for name in ("model", "exp_avg", "exp_avg_sq"):
         one, other = (
-            run / "checkpoints" / "step-0000040" / f"{name}.safetensors" for run in (tmp_path / "run", tagged)
+            run / "checkpoints" / "step-0000025" / f"{name}.safetensors" for run in (tmp_path / "run", tagged)
         )
         assert one.read_bytes() == other.read_bytes()
-    one, other = (read_state(run / "checkpoints" / "step-0000040") for run in (tmp_path / "run", tagged))
+    one, other = (read_state(run / "checkpoints" / "step-0000025") for run in (tmp_path / "run", tagged))
     assert one["best"] == other["best"] and one["best"]["score"] == "micro_f1"
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BioGptForCausalLM, BioGptTokenizer
 
-from data.common.files import UserError, read_manifest
+from data.common.files import UserError, read_manifest, write_manifest
 from pretrain.bits_per_byte import evaluate_corpora
 from pretrain.inference import evaluate_folder, generate
 
@@ -27,6 +29,19 @@ def test_a_run_and_its_export_agree_on_shards_and_on_a_corpus(run: Path, hf: Pat
     assert math.isclose(alone[0].bits_per_byte, alone[1].bits_per_byte, abs_tol=1e-5)
     assert not math.isclose(packed[0]["loss"], alone[0].loss, abs_tol=1e-3)
     assert math.isclose(packed[0]["loss"], alone[0].loss, rel_tol=0.1)
+
+
+def test_a_run_whose_model_has_a_head_is_not_scored_on_a_corpus(run: Path, sample_folder: Path, tmp_path: Path) -> None:
+    """Its decoder alone could be scored, but is no language model any more."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for checkpoint in (copy / "checkpoints").iterdir():
+        weights = load_file(checkpoint / "model.safetensors")
+        save_file({**weights, "score.weight": torch.zeros(2, 32)}, checkpoint / "model.safetensors")
+        manifest = read_manifest(checkpoint, "checkpoint")
+        write_manifest(checkpoint, "checkpoint", manifest["request"], manifest["counts"])
+    with pytest.raises(UserError, match=r"run: .* not a causal language model; it has the weights score\.weight"):
+        evaluate_corpora([copy], [sample_folder / "corpus"], "test")
 
 
 def test_evaluate_refuses_shards_of_another_tokenizer(hf: Path, sample_folder: Path, tmp_path: Path) -> None:

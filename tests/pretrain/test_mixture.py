@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 
 from data.archive.sample import write_sample
-from data.common.files import UserError
+from data.common.files import UserError, read_manifest
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
@@ -79,6 +80,13 @@ def test_the_held_out_loss_is_that_of_each_folder_and_their_mean_by_weight(folde
     assert metrics(run, "validation/loss")[8] == pytest.approx(expected, rel=1e-5)
     together = evaluate_folder(run, None, "validation")
     assert together["loss"] == pytest.approx(expected, rel=1e-5)
+    assert together["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    shares, text = 0.0, 0.0  # nats and bytes of a token of the mixture, counted from the corpora of the folders
+    for name, folder in folders.items():
+        counts = read_manifest(folder, "shards")["counts"]["validation"]
+        shares += float(WEIGHTS[name]) * alone[name]["loss"]
+        text += float(WEIGHTS[name]) * counts["text_bytes"] / counts["tokens"]
+    assert together["bits_per_byte"] == pytest.approx(shares / math.log(2) / text, rel=1e-5)
     assert together["tokens"] == sum(found["tokens"] for found in alone.values())
     state = read_state(newest_checkpoint(run)[0] or run)
     assert state["best"]["loss"] == min(metrics(run, "validation/loss").values())

@@ -55,6 +55,23 @@ def test_the_recipes_of_fine_tuning_are_the_published_ones(name: str, records: i
         assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == 96
 
 
+@pytest.mark.parametrize(
+    ("name", "records", "epochs"), [("finetune-bc5cdr-entities", 500, 20), ("finetune-hoc", 9_972, 5)]
+)
+def test_the_recipes_of_classification_evaluate_after_each_epoch(
+    name: str, records: int, epochs: int, tmp_path: Path
+) -> None:
+    shape = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"), 64)
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"num_attention_heads": 2, "max_position_embeddings": 64}))
+    recipe = load_recipe(name, [f"model.weights={tmp_path}", "data.records=records"])
+    epoch = records / recipe.global_batch_size()
+    assert epochs * epoch <= recipe.train.steps < epochs * epoch + 1
+    assert epoch <= recipe.evaluate.every_steps == recipe.checkpoint.every_steps < epoch + 1
+    assert recipe.schedule.warmup_steps == round(recipe.train.steps / 10)
+    for ranks in (1, 2, 4):
+        assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == 32
+
+
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('[model]\npreset = "tiny"\n[train]\nsteps = 5\nseed = 9\n')
