@@ -32,7 +32,9 @@ class Answer:
 
     answers: Answers
     scores: dict[str, float] = field(default_factory=dict)
-    """The score in nats of each text among which a language model chose."""
+    """The score of each text or label among which the model chose."""
+    scoring: str = ""
+    """How they were scored: "sum" or "mean" in nats, or "logit" for a classifier."""
     text: str = ""
     """What a language model wrote."""
 
@@ -51,8 +53,6 @@ class LanguageModel:
 
 def open_language_model(folder: Path) -> LanguageModel:
     """Raises UserError if the folder is not that of a causal language model with its tokenizer."""
-    if (folder / "recipe.toml").is_file():
-        raise UserError(f"{folder}: is a run; export it first (biogpt export {folder} --out hf/)")
     tokenizer, model = load_tokenizer(folder), load_causal_lm(folder, best_device())
     length = context_length(model.config.get_text_config(), tokenizer)
     return LanguageModel(str(folder), model, tokenizer, length, ends_of_text(tokenizer)[0])
@@ -69,7 +69,7 @@ def choose(model: LanguageModel, task: ChoiceTask, scoring: Scoring, advance: Ca
         prompts = [item.prompt for item in task.items[start : start + ITEMS_AT_ONCE]]
         for scores in target_scores(model, prompts, targets, scoring, advance):
             best = max(range(len(scores)), key=scores.__getitem__)
-            answers.append(Answer(choices[best], dict(zip(targets, scores, strict=True))))
+            answers.append(Answer(choices[best], dict(zip(targets, scores, strict=True)), scoring))
     return answers
 
 

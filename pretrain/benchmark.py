@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from data.common.files import UserError, whole_file
+from data.common.files import UserError, read_json, whole_file
 from data.common.workers import progress
 from data.shards.records import read_records
 from pretrain.answers import Answer, Scoring, choose, open_language_model, write
+from pretrain.classifiers import TEXTS, TOKENS, find_entities, find_labels
 from pretrain.tasks import TASKS
 from pretrain.tasks.figures import LEVEL, interval
-from pretrain.tasks.task import ChoiceTask, Task, WritingTask
+from pretrain.tasks.task import ChoiceTask, SpanTask, Task, WritingTask
 
 SPLIT = "test"
 
@@ -35,22 +36,30 @@ def benchmark(name: str, given: Path, folder: Path, score: str, against: Path | 
     answered = [read.get(source) or answer(source, task, scoring) for source in sources]
     if out is not None:
         write_results(out, task, answered[0])
-    how = f"; the label with the highest {scoring} of log-likelihoods" if isinstance(task, ChoiceTask) else ""
-    return f"{task.name}: {SPLIT} split, {len(task.items):,} items{how}\n{table(task, sources, answered)}"
+    return f"{task.name}: {SPLIT} split, {len(task.items):,} items\n{table(task, sources, answered)}"
 
 
 def answer(folder: Path, task: Task, scoring: Scoring) -> list[Answer]:
     """What a model says about each item. Raises UserError if it cannot do the task."""
-    title = f"{task.name}: {folder}"
+    if (folder / "recipe.toml").is_file():
+        raise UserError(f"{folder}: is a run; export it first (biogpt export {folder} --out hf/)")
+    kind = (read_json(folder / "config.json").get("architectures") or ["model that does not say its kind"])[0]
+    title, items = f"{task.name}: {folder}", len(task.items)
+    if isinstance(task, SpanTask) and kind == TOKENS:
+        with progress(title, items) as advance:
+            return find_entities(folder, task, advance)
+    if isinstance(task, ChoiceTask) and kind == TEXTS:
+        with progress(title, items) as advance:
+            return find_labels(folder, task, advance)
+    if isinstance(task, SpanTask) or kind in (TOKENS, TEXTS):
+        raise UserError(f"{folder}: is a {kind}, which cannot do {task.name}; see docs/benchmarking.md")
+    model = open_language_model(folder)
     if isinstance(task, ChoiceTask):
-        model = open_language_model(folder)
-        with progress(title, len(task.items) * len(task.choices())) as advance:
+        with progress(title, items * len(task.choices())) as advance:
             return choose(model, task, scoring, advance)
-    if isinstance(task, WritingTask):
-        model = open_language_model(folder)
-        with progress(title, len(task.items)) as advance:
-            return write(model, task, advance)
-    raise UserError(f"{folder}: {task.name} needs a model for token classification")
+    assert isinstance(task, WritingTask)
+    with progress(title, items) as advance:
+        return write(model, task, advance)
 
 
 def table(task: Task, sources: list[Path], answered: list[list[Answer]]) -> str:
@@ -60,8 +69,9 @@ def table(task: Task, sources: list[Path], answered: list[list[Answer]]) -> str:
     counts = [
         [figure.counts(right, [each.answers for each in answers]) for figure in task.figures] for answers in answered
     ]
-    for source, of_source in zip(sources, counts, strict=True):
-        row = [str(source)]
+    for source, answers, of_source in zip(sources, answered, counts, strict=True):
+        scoring = answers[0].scoring
+        row = [f"{source} ({scoring})" if scoring else str(source)]
         for figure, of_figure in zip(task.figures, of_source, strict=True):
             value, low, high = interval(figure, of_figure)
             row += [f"{value:.1f}", f"{low:.1f} to {high:.1f}"]
@@ -86,7 +96,7 @@ def write_results(path: Path, task: Task, answered: list[Answer]) -> None:
     with whole_file(path) as stream:
         for item, given in zip(task.items, answered, strict=True):
             line: dict[str, Any] = {"id": item.id, "pmid": item.pmid, "right": item.answers, "answers": given.answers}
-            line |= {"scores": given.scores} if given.scores else {}
+            line |= {"scoring": given.scoring, "scores": given.scores} if given.scores else {}
             line |= {"text": given.text} if given.text else {}
             stream.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
 
@@ -101,7 +111,7 @@ def read_results(path: Path, task: Task) -> list[Answer]:
     for record, item in zip(records, task.items, strict=True):
         if record.fields["id"] != item.id or _tuples(record.fields["right"]) != item.answers:
             raise UserError(f"{record.place}: is not item {item.id} of {task.name}; the file belongs to other data")
-    return [Answer(_tuples(record.fields["answers"])) for record in records]
+    return [Answer(_tuples(record.fields["answers"]), scoring=record.fields.get("scoring", "")) for record in records]
 
 
 def _tuples(answers: list[Any]) -> tuple[Any, ...]:

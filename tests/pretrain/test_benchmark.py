@@ -123,16 +123,16 @@ def test_a_table_has_the_figures_of_the_written_answers(folders: dict[str, Path]
     assert [line["id"] for line in lines] == [item.id for item in PubMedQA(data, "test").items]
     accuracy = 100 * sum(line["right"] == line["answers"] for line in lines) / len(lines)
     (row,) = (line for line in done.output.splitlines() if line.startswith(str(model)))
-    assert row.split()[1] == f"{accuracy:.1f}"
+    assert row.split()[1:3] == ["(sum)", f"{accuracy:.1f}"]
 
     better = tmp_path / "better.jsonl"  # three of the wrong answers are put right
     for line in [line for line in lines if line["right"] != line["answers"]][:3]:
         line["answers"] = line["right"]
     better.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     header, _, *rows = benchmark("pubmedqa", better, data, "sum", out, None).splitlines()
-    assert header == "pubmedqa: test split, 30 items; the label with the highest sum of log-likelihoods"
+    assert header == "pubmedqa: test split, 30 items"
     assert [row.split()[0] for row in rows] == [str(better), str(out), "difference"]
-    assert rows[2].split()[1] == "+10.0"
+    assert rows[2].split()[1] == "+10.0" and rows[0].split()[1] == "(sum)"
     same = benchmark("pubmedqa", out, data, "sum", out, None).splitlines()[-1]
     assert same.split() == ["difference", *(["+0.0", "+0.0", "to", "+0.0"] * 2)]
 
@@ -154,7 +154,10 @@ def test_mistakes_are_named_before_work_starts(folders: dict[str, Path], tmp_pat
         (("pubmedqa", short, data, "sum", None, None), f"{short}: holds 1 items, but pubmedqa has 30"),
         (("pubmedqa", model, data, "sum", None, absent / "out.jsonl"), f"--out {absent / 'out.jsonl'}"),
         (("pubmedqa", tmp_path / "run", data, "sum", None, None), "is a run; export it first"),
-        (("bc5cdr-entities", model, data, "sum", None, None), "needs a model for token classification"),
+        (
+            ("bc5cdr-entities", model, data, "sum", None, None),
+            "is a GPT2LMHeadModel, which cannot do bc5cdr-entities",
+        ),
     ):
         with pytest.raises(UserError) as error:
             benchmark(*arguments)
