@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BioGptForCausalLM, BioGptTokenizer
+from transformers import AutoTokenizer, BioGptConfig, BioGptForCausalLM, BioGptTokenizer
 
 from data.common.files import UserError
 from launch.cli import main
@@ -74,13 +74,27 @@ def test_each_text_of_a_batch_is_that_of_its_prompt_alone(hf: Path) -> None:
         assert continued(hf, *prompts, batch_size=batch_size, max_new_tokens=30) == alone
 
 
-def test_beam_search_is_that_of_biogpts_example(hf: Path) -> None:
-    """`num_beams=5, early_stopping=True, min_length, max_length`: lengths that count the prompt."""
-    prompt = "The role of"
-    length = len(loaded(hf)[1](prompt)["input_ids"])
-    expected = by_transformers(hf, prompt, min_length=30, max_length=50, num_beams=5, early_stopping=True)
-    settings: dict[str, Any] = {"beams": 5, "min_new_tokens": 30 - length, "max_new_tokens": 50 - length}
-    assert continued(hf, prompt, **settings) == [expected] != continued(hf, prompt, max_new_tokens=50 - length)
+def test_beam_search_is_that_of_biogpts_example(hf: Path, tmp_path: Path) -> None:
+    """`num_beams=5, early_stopping=True, min_length, max_length`: lengths that count the prompt.
+
+    The model is drawn at random, and 120 of its tokens end a text, so that each of these settings changes the result.
+    """
+    config = BioGptConfig.from_pretrained(hf, initializer_range=0.2)
+    torch.manual_seed(0)
+    model = BioGptForCausalLM(config)
+    model.generation_config.eos_token_id = list(range(4, 124))
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(hf).save_pretrained(tmp_path)
+    shutil.copyfile(hf / "vocab.json", tmp_path / "vocab.json")
+    shutil.copyfile(hf / "merges.txt", tmp_path / "merges.txt")
+    prompt, length = "The role of", len(loaded(hf)[1]("The role of")["input_ids"])
+    example: dict[str, Any] = {"num_beams": 5, "early_stopping": True, "min_length": 20, "max_length": 50}
+    expected = by_transformers(tmp_path, prompt, **example)
+    for name in ("num_beams", "early_stopping", "min_length"):
+        others = {key: value for key, value in example.items() if key != name}
+        assert by_transformers(tmp_path, prompt, **others) != expected, name
+    settings: dict[str, Any] = {"beams": 5, "min_new_tokens": 20 - length, "max_new_tokens": 50 - length}
+    assert continued(tmp_path, prompt, **settings) == [expected]
 
 
 def test_sampling_is_transformers_own_and_follows_the_seed(hf: Path) -> None:
