@@ -10,7 +10,18 @@ import typer
 from data.common.disk import disk_full, is_full
 from data.common.files import ShareDone, TasksFailed, UserError
 from launch.data_commands import corpus, download, sample, shards, tokenizer
-from launch.model_commands import checkpoints, compare, evaluate, export, generate, plan, report, train
+from launch.model_commands import (
+    benchmark,
+    checkpoints,
+    compare,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    plan,
+    report,
+    train,
+)
 from launch.options import Out
 
 app = typer.Typer(
@@ -20,7 +31,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 DATA = (download, sample, corpus, tokenizer, shards)
-for command in (*DATA, plan, train, checkpoints, report, compare, evaluate, export, generate):
+MODELS = (plan, train, finetune, checkpoints, report, compare, evaluate, benchmark, export, generate)
+for command in (*DATA, *MODELS):
     app.command()(command)
 
 

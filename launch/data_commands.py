@@ -3,9 +3,12 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from data.corpus.benchmarks import BenchmarkItem
 
 from data.common.files import UserError, read_manifest, verify_files
 from launch.options import Address, Element, Out, Processes, workers_of
@@ -63,6 +66,12 @@ def corpus(
     settings: Annotated[Path | None, typer.Option(help="TOML file with a [corpus] section.")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the citations held out for validation.")] = 0.002,
     test_fraction: Annotated[float, typer.Option(help="Share of the citations held out for the final test.")] = 0.002,
+    benchmarks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Leave out the records that hold items of the benchmarks in DIR.")
+    ] = None,
+    keep_benchmarks: Annotated[
+        bool, typer.Option("--keep-benchmarks", help="Only report the items of --benchmarks, and leave nothing out.")
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Print how many records each step removed.")] = False,
     workers: Processes = 1,
     cluster: Address = "",
@@ -72,6 +81,7 @@ def corpus(
 
     Example: `biogpt corpus raw/ corpus.minimum_words=20 --out corpus/ --workers 8 --report`
     """
+    from data.corpus.benchmarks import Benchmarks
     from data.corpus.build import make_corpus
     from data.corpus.other_text import HUB, fetch_hub_files
     from data.corpus.selection import funnel
@@ -79,11 +89,20 @@ def corpus(
 
     inputs = [given for given in raw if not given.startswith("corpus.") or Path(given).exists()]
     loaded = load_corpus_settings(settings, [given for given in raw if given not in inputs])
+    if keep_benchmarks and not benchmarks:
+        raise UserError("--keep-benchmarks: name the folder of the benchmarks with --benchmarks")
     if not inputs:
         raise UserError("corpus: name the files or folders to read")
     paths = [path for given in inputs for path in (fetch_hub_files(given) if given.startswith(HUB) else [Path(given)])]
     workers_chosen = workers_of(workers, cluster, part)
-    counts = make_corpus(paths, out, validation_fraction, test_fraction, workers_chosen, loaded)["counts"]
+    kept_out = Benchmarks(benchmark_items(benchmarks), keep_benchmarks) if benchmarks else None
+    counts = make_corpus(paths, out, validation_fraction, test_fraction, workers_chosen, loaded, kept_out)["counts"]
+    for name, of_split in counts.get("benchmarks", {}).items():
+        for split, items in of_split.items():
+            print(
+                f"{name} {split}: of {items['items']:,} items {items['in_input']:,} are in the input,"
+                f" {items['in_training']:,} in the training split; {items['not_searched']:,} are too short to be found"
+            )
     if report:
         width = max(len(name) for name, _ in funnel(counts))
         for name, count in funnel(counts):
@@ -94,6 +113,18 @@ def corpus(
         f"{out}: of {counts['records']:,} records kept {counts['train']:,} train, {counts['validation']:,} validation,"
         f" {counts['test']:,} test; {counts['words']:,} words"
     )
+
+
+def benchmark_items(folder: Path) -> list["BenchmarkItem"]:
+    """The items of all benchmarks in a folder, as the corpus looks for them. Raises UserError as `find_benchmarks`."""
+    from data.corpus.benchmarks import BenchmarkItem
+    from pretrain.tasks.find import find_benchmarks
+
+    return [
+        BenchmarkItem(name, split, item.id, int(item.pmid) if item.pmid.isdecimal() else None, item.text)
+        for (name, split), items in find_benchmarks(folder).items()
+        for item in items
+    ]
 
 
 def tokenizer(
@@ -158,6 +189,8 @@ def shards(
             raise UserError("--verify DIR takes no other argument: it only reads shards")
         manifest = read_manifest(verify, "shards")
         verify_files(verify, manifest)
+        if (verify / "corpus").is_dir():  # shards of earlier versions hold no manifest of their corpus
+            read_manifest(verify / "corpus", "corpus")
         print(f"{verify}: {len(manifest['files'])} files, each with the sha256 of its manifest")
         return
     if not (corpus and tokenizer and out):

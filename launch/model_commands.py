@@ -1,6 +1,8 @@
 """The commands that train, evaluate, export and use a model. Each imports what it needs when it runs."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from data.common.files import UserError
 from launch.options import Out
 
 Step = Annotated[str, typer.Option(metavar="N|best", help="Checkpoint of a run to use; default: the newest.")]
+Average = Annotated[int, typer.Option(min=1, help="Use the mean of the weights of a run's last so many checkpoints.")]
 
 
 def train(
@@ -34,7 +37,8 @@ def train(
     from pretrain import ERROR_FILE
     from pretrain.checkpoint import check_state, newest_checkpoint, read_state, step_of
     from pretrain.deepspeed_config import deepspeed_config
-    from pretrain.objective import VERIFIED, make_objective
+    from pretrain.objectives.kinds import make_objective
+    from pretrain.objectives.next_token import VERIFIED
     from pretrain.recipe import load_recipe
     from pretrain.run_folder import check_run_folder
 
@@ -49,7 +53,7 @@ def train(
     checkpoint, _ = newest_checkpoint(Path(loaded.train.run))
     check_state(checkpoint, read_state(checkpoint) if checkpoint else {}, loaded, objective)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity()["shards"])}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", VERIFIED: str(objective.identity().get("shards"))}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     command = [*launcher, "-m", "pretrain.dry_run" if dry_run else "pretrain.train", recipe, *(settings or [])]
     if dry_run:
@@ -77,6 +81,35 @@ def train(
     following = f"biogpt export {run} --out hf/" if step >= loaded.train.steps else "run the same command to resume"
     past = " (the run is past it; raise train.steps to go on)" if step > loaded.train.steps else ""
     print(f"{run}: step {step} of {loaded.train.steps}{past}; next: {following}")
+
+
+def finetune(
+    task: Annotated[str, typer.Argument(help="A benchmark: pubmedqa, hoc, bc5cdr-relations, bc5cdr-entities.")],
+    model: Annotated[Path, typer.Option("--model", help="The model to start from: an exported folder or a run.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the benchmark's files, as they were published.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="Number of processes; 0 means one per GPU, or one on a CPU.")] = 0,
+) -> None:
+    """Fine-tune a model on a benchmark: write its records beside the run, and train by the recipe finetune-TASK.
+
+    Example: `biogpt finetune pubmedqa --model hf/ --data pubmedqa/ train.run=pubmedqa-run`
+    """
+    from pretrain.recipe import bundled_recipes, load_recipe
+    from pretrain.tasks.records import write_records
+
+    recipe = f"finetune-{task}"
+    if recipe not in bundled_recipes():
+        names = [name.removeprefix("finetune-") for name in bundled_recipes() if name.startswith("finetune-")]
+        raise UserError(f"{task}: there is no recipe to fine-tune on it; choose from {', '.join(names)}")
+    own = [f"model.weights={json.dumps(str(model))}", *(settings or [])]
+    loaded = load_recipe(recipe, ["data.records=records", *own])
+    records = Path(loaded.train.run).resolve()
+    records = records.with_name(f"{records.name}.records")
+    counts = write_records(task, loaded.objective.kind, data, records)["counts"]
+    print(f"{records}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} records")
+    train(recipe, [f"data.records={json.dumps(str(records))}", *own], ranks)
 
 
 def run_interruptible(command: list[str], environment: dict[str, str], stop_file: Path) -> int:
@@ -186,53 +219,121 @@ def compare(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Runs, exported folders or, with --corpus, other HF folders."),
+    ],
     shards: Annotated[Path | None, typer.Option(help="Shards to evaluate on; default: the run's own.")] = None,
     corpus: Annotated[
-        Path | None, typer.Option(help="Corpus to evaluate on; it is tokenized with the model's own tokenizer.")
+        list[Path] | None,
+        typer.Option(help="Corpus to evaluate on, with each model's own tokenizer. May be given several times."),
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     step: Step = "",
+    average: Average = 1,
 ) -> None:
-    """Report the held-out loss, perplexity and bits per byte of a run's newest checkpoint or an exported folder.
+    """Report the held-out loss and the bits per byte of models.
 
-    Example: `biogpt evaluate hf/ --shards shards/ --split test`
+    With shards, as in training: text in blocks, one document after another. With --corpus, one document at a time, for
+    any causal language model that transformers loads; several models give one table.
+
+    Example: `biogpt evaluate hf/ gpt2/ --corpus corpus/ --split test`
     """
     if shards and corpus:
         raise UserError("evaluate: name either --shards or --corpus")
     from data.common.parquet import SPLITS
-    from pretrain.inference import evaluate_folder
 
     if split not in SPLITS:
         raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
-    result = evaluate_folder(model, shards, corpus, split, step)
-    sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
-    for source in sources:  # "" is the whole
-        figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
-        text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
-        if "perplexity" in figures:
-            text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
-        print(f"{text}, {figures['tokens']:,} tokens")
+    if corpus:
+        evaluate_on_corpora(models, corpus, split, step, average)
+        return
+    from pretrain.inference import evaluate_folder
+
+    for model in models:
+        result = evaluate_folder(model, shards, split, step, average)
+        sources = [name.removesuffix("loss") for name in result if name.endswith("loss")]
+        for source in sources:  # "" is the whole
+            figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
+            text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
+            if "perplexity" in figures:
+                text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+            for name in sorted(figures.keys() & {"accuracy", "micro_f1", "macro_f1"}):
+                text += f", {name.replace('_', ' ')} {figures[name]:.2f} %"
+            print(f"{text}, {figures['tokens']:,} tokens")
+
+
+def evaluate_on_corpora(models: list[Path], corpora: list[Path], split: str, step: str, average: int) -> None:
+    """Print a table of bits per byte: a row for each model and source."""
+    from pretrain.bits_per_byte import evaluate_corpora
+
+    rows = [["model", "source", "documents", "tokens", "nats a token", "bits per byte", "unknown characters"]]
+    for model, sources in evaluate_corpora(models, corpora, split, step, average).items():
+        for source, score in sources.items():
+            counts = [f"{score.documents:,}", f"{score.tokens:,}", f"{score.loss:.4f}", f"{score.bits_per_byte:.4f}"]
+            rows.append([model, source, *counts, f"{score.unknown_characters:,}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        names = (cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True))
+        figures = (cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+        print("  ".join((*names, *figures)))
+    print(f"{split} split, one document at a time; with --shards, text in blocks as in training gives other figures")
+
+
+def benchmark(
+    task: Annotated[str, typer.Argument(help="pubmedqa, hoc, bc5cdr-relations or bc5cdr-entities.")],
+    model: Annotated[Path, typer.Argument(help="An HF folder, or a file that --out wrote.")],
+    data: Annotated[Path, typer.Option(help="Folder of the benchmark's files, as they are published.")],
+    score: Annotated[
+        str, typer.Option(metavar="sum|mean", help="Score a label by the sum or the mean of its log-likelihoods.")
+    ] = "sum",
+    against: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="A second one, to report the paired difference.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines to write: the model's answer to each item.")] = None,
+) -> None:
+    """Score a model on the test split of a benchmark, with 95 % bootstrap intervals.
+
+    Example: `biogpt benchmark pubmedqa hf/ --data pubmedqa/ --out answers.jsonl`
+    """
+    from pretrain.benchmark import benchmark as run_benchmark
+
+    print(run_benchmark(task, model, data, score, against, out))
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Out,
-    shards: Annotated[Path | None, typer.Option(help="Where the run's shards are now, if they have moved.")] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Where the run's shards or records are now, if they have moved.")
+    ] = None,
     step: Step = "",
+    average: Average = 1,
+    dtype: Annotated[str, typer.Option(help="Number format of the weights: fp32 or bf16.")] = "fp32",
+    license: Annotated[
+        str, typer.Option(metavar="ID", help="Licence of the weights for the model card, as the Hub names it: mit.")
+    ] = "unknown",
 ) -> None:
     """Write a run's newest checkpoint as a folder for transformers, once transformers gives the same loss and logits.
 
     Example: `biogpt export run/ --out hf/`
     """
     from data.common.files import check_places
+    from pretrain.export.folder import DTYPES
     from pretrain.export.folder import export as export_run
 
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise UserError(f"--license {license!r}: expected an identifier such as apache-2.0, cc-by-4.0, mit or other")
     check_places(out, [run, *([shards] if shards else [])])
-    counts = export_run(run, out, shards, step)["counts"]
+    counts = export_run(run, out, shards, step, average, dtype, license)["counts"]
+    steps = ", ".join(map(str, counts.get("averaged_steps", ()))) or counts["step"]
+    whose = "recorded" if "recorded_loss" in counts else "by our model"
+    expected = counts.get("recorded_loss", counts.get("computed_loss"))
     print(
-        f"{out}: step {counts['step']}, {counts['parameters']:,} parameters; held-out loss"
-        f" {counts['held_out']['loss']:.6f} by transformers, {counts['recorded_loss']:.6f} recorded;"
+        f"{out}: {'mean of steps' if average > 1 else 'step'} {steps}, {counts['parameters']:,} parameters; held-out"
+        f" loss {counts['held_out']['loss']:.6f} by transformers, {expected:.6f} {whose};"
         f" logits equal to {counts['largest_logit_difference']:.1e}"
     )
 

@@ -79,7 +79,10 @@ def segment_offsets(segments_BT: Tensor) -> Tensor:
 
 
 def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype, length: int) -> str:
-    """The kernel of a training step with blocks of `length` tokens. torch itself is asked which one it chooses."""
+    """The kernel of a training step with blocks of `length` tokens, with a reason where a faster one exists.
+
+    torch itself is asked which one it chooses.
+    """
     dropout, heads = config.attention_probs_dropout_prob, config.num_attention_heads
     head_size = config.hidden_size // heads
     masked = config.boundaries == "document"
@@ -91,8 +94,15 @@ def kernel_name(config: DecoderConfig, device: torch.device, dtype: torch.dtype,
         chosen = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage]
             sample, sample, sample, mask, dropout, not masked
         )
-    name = SDPBackend(chosen).name.lower().removesuffix("_attention")
-    return f"{'recomputed' if unfused(device, dropout) else name}{', document mask' * masked}"
+    name, reasons = SDPBackend(chosen).name.lower().removesuffix("_attention"), []
+    if unfused(device, dropout):
+        name, reasons = "recomputed", ["a CPU has no fused kernel with dropout"]
+    elif device.type == "cuda" and SDPBackend.CUDNN_ATTENTION not in kernels(dropout):
+        reasons = [f"cuDNN would round dropout {dropout}"]
+    if masked and device.type == "cuda":
+        reasons.append("variable lengths need bf16 or fp16, and heads of a multiple of 8")
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"{name}{', document mask' * masked}{why}"
 
 
 def unfused(device: torch.device, dropout: float) -> bool:

@@ -13,6 +13,7 @@ COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**29}
 Recomputation = Literal["none", "selective", "full"]
 Boundaries = Literal["none", "document"]
 Initialization = Literal["fairseq", "hf"]
+Problem = Literal["tokens", "single", "multiple"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,21 @@ class DecoderConfig:
     def flops_per_token(self, context_length: int) -> float:
         """Floating point operations to train on one token: 6 N + 12 L d T (Chowdhery et al. 2022, appendix B)."""
         return 6 * self.parameter_count() + 12 * self.num_hidden_layers * self.hidden_size * context_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(DecoderConfig):
+    """The shape of a decoder with a classification head."""
+
+    labels: list[str]
+    """The names of the classes, in the order of the head's outputs."""
+    problem: Problem
+    """"tokens": a class for each token. "single": one class for a text. "multiple": any number of them for a text."""
+
+    def parameter_count(self) -> int:
+        """Number of parameters of the exported model."""
+        bias = self.problem == "tokens"  # as in transformers
+        return super().parameter_count() + len(self.labels) * (self.hidden_size + bias)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

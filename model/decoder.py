@@ -145,7 +145,7 @@ class Decoder(Architecture):
             return self
         state = self.state_dict()
         state["embed_positions.weight"] = state["embed_positions.weight"][: number + POSITION_OFFSET]
-        shorter = Decoder(replace(self.config, max_position_embeddings=number))
+        shorter = type(self)(replace(self.config, max_position_embeddings=number))
         shorter.load_state_dict(state)
         return shorter.to(self.embed_positions.weight.device).train(self.training)
 

@@ -1,75 +1,109 @@
-"""Classification heads on the decoder, with the names and logits of transformers' classes.
+"""Classification heads on the decoder, with the names, logits and losses of transformers' classes.
 
-Padding may be on either side. The `attention_mask` marks the text, and positions count from its first token, so that
-logits do not depend on padding. transformers 5 does the same for padding on the right; for padding on the left it needs
-`position_ids` that start at the first token. `model/hf.py` maps the weights.
+Padding may be on either side. Padding on the right needs no mask, because attention is causal. With an
+`attention_mask`, positions count from the first token of the text, so that logits do not depend on padding.
+transformers 5 does the same for padding on the right; for padding on the left it needs `position_ids` that start at the
+first token. `model/hf.py` maps the weights.
 
 Letters in tensor names: B batch, T positions, H hidden size, C classes.
 """
+
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import DecoderConfig
+from model.config import ClassifierConfig
 from model.decoder import Decoder
+from model.hf import hf_config
 from model.loss import IGNORE_INDEX
 
 
-class _Classifier(Decoder):
-    def hidden_of_text(self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
-        """Hidden states of padded texts, (B, T, H)."""
-        return self.hidden(input_ids_BT, None if attention_mask_BT is None else attention_mask_BT.long())
+class Classifier(Decoder):
+    """A decoder with a classification head in the place of the language model's."""
+
+    hf_name: ClassVar[str]
+    """Its class in transformers."""
+    config: ClassifierConfig
+
+    def logits(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> Tensor:
+        """The head's outputs, in fp32."""
+        raise NotImplementedError
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (a head has labels, and gives logits too)
+        self,
+        input_ids_BT: Tensor,
+        labels: Tensor | None = None,
+        attention_mask_BT: Tensor | None = None,
+        *,
+        step: int = 0,
+        micro_step: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits in fp32, (B, T, C) or (B, C).
+
+        With labels the summed loss in nats, a scalar in fp32; in evaluation, the loss and the logits. labels: int64
+        classes, (B, T) or (B,); for several classes of a text (B, C) of 0 and 1. Labels of -100 do not count.
+        """
+        segments_BT = None if attention_mask_BT is None else attention_mask_BT.long()
+        hidden_BTH = self.hidden(input_ids_BT, segments_BT, step=step, micro_step=micro_step)
+        logits = self.logits(hidden_BTH, input_ids_BT)
+        if labels is None:
+            return logits
+        loss = classification_loss(logits, labels, self.config.problem)
+        return loss if self.training else (loss, logits)
+
+    def hf_config(self) -> dict[str, Any]:
+        """As `Architecture.hf_config`, with the names of the classes."""
+        problem = {"single": "single_label_classification", "multiple": "multi_label_classification"}
+        return {
+            **hf_config(self.config),
+            "architectures": [self.hf_name],
+            "id2label": {str(index): label for index, label in enumerate(self.config.labels)},
+            "label2id": {label: index for index, label in enumerate(self.config.labels)},
+            "problem_type": problem.get(self.config.problem),
+        }
 
 
-class TokenClassifier(_Classifier):
-    """A class for each token: dropout and a linear layer (transformers.BioGptForTokenClassification)."""
+def classification_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
+    """The summed loss of logits (..., C): cross entropy, or binary cross entropy of each class for several classes."""
+    if problem == "multiple":
+        counts = labels != IGNORE_INDEX
+        return F.binary_cross_entropy_with_logits(logits[counts], labels[counts].float(), reduction="sum")
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
-    def __init__(self, config: DecoderConfig, num_labels: int, classifier_dropout: float | None = None) -> None:
+
+class TokenClassifier(Classifier):
+    """A class for each token: dropout and a linear layer."""
+
+    hf_name = "BioGptForTokenClassification"
+
+    def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if classifier_dropout is None else classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
         _initialize(self.classifier)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (a head takes labels, and gives logits too)
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, labels_BT: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, C). With labels (B, T), also their mean cross entropy over text; -100 does not count."""
-        logits_BTC = self.classifier(self.dropout(self.hidden_of_text(input_ids_BT, attention_mask_BT)))
-        if labels_BT is None:
-            return logits_BTC, None
-        if attention_mask_BT is not None:
-            labels_BT = labels_BT.masked_fill(attention_mask_BT == 0, IGNORE_INDEX)
-        return logits_BTC, F.cross_entropy(logits_BTC.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX)
+    def logits(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> Tensor:
+        """(B, T, C)."""
+        return self.classifier(self.dropout(hidden_BTH)).float()
 
 
-class SequenceClassifier(_Classifier):
-    """Classes of a text, read at its last token before padding (transformers.BioGptForSequenceClassification)."""
+class SequenceClassifier(Classifier):
+    """Classes of a text, read at its last token before padding."""
 
-    def __init__(self, config: DecoderConfig, num_labels: int) -> None:
+    hf_name = "BioGptForSequenceClassification"
+
+    def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config)
-        self.score = nn.Linear(config.hidden_size, num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, len(config.labels), bias=False)
         _initialize(self.score)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (a head takes labels, and gives logits too)
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, C). With labels, also their mean loss.
-
-        labels: (B,) integers if each text has one class (cross entropy), (B, C) floats if it may have several (binary
-        cross entropy), (B,) floats if C is 1 (mean squared error).
-        """
-        hidden_BTH = self.hidden_of_text(input_ids_BT, attention_mask_BT)
+    def logits(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> Tensor:
+        """(B, C)."""
         index_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         last_B = torch.where(input_ids_BT != self.config.pad_token_id, index_T, 0).amax(1)
-        logits_BC = self.score(hidden_BTH[torch.arange(len(last_B), device=last_B.device), last_B])
-        if labels is None:
-            return logits_BC, None
-        if logits_BC.shape[1] == 1:
-            return logits_BC, F.mse_loss(logits_BC.flatten(), labels.flatten())
-        if labels.is_floating_point():
-            return logits_BC, F.binary_cross_entropy_with_logits(logits_BC, labels)
-        return logits_BC, F.cross_entropy(logits_BC, labels)
+        return self.score(hidden_BTH[torch.arange(len(last_B), device=last_B.device), last_B]).float()
 
 
 @torch.no_grad()

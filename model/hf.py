@@ -18,7 +18,8 @@ FAIRSEQ_PREFIX = "decoder."
 FAIRSEQ_VERSION = "decoder.version"  # a number that fairseq stores with the weights
 EMBEDDING = "embed_tokens.weight"
 HEAD = "output_projection.weight"  # tied to the embedding, so transformers does not store it in safetensors
-CLASSIFIERS = ("classifier.", "score.")  # the heads of heads.py, which have no prefix in transformers either
+CLASSIFIERS = ("classifier.", "score.")
+"""The heads of heads.py, which have no prefix in transformers either."""
 PARTS = ("q_proj", "k_proj", "v_proj")
 
 

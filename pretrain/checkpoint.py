@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
@@ -29,12 +30,15 @@ from safetensors import safe_open
 from data.common.disk import room
 from data.common.files import UserError, read_json, read_manifest, verify_files, whole_file, write_json, write_manifest
 from model.architecture import Architecture
-from pretrain.objective import Objective
+from pretrain.held_out import rank
+from pretrain.objectives.objective import Objective
 from pretrain.optimizer import optimizer_record
 from pretrain.recipe import ObjectiveSection, Recipe, given_weights
 from pretrain.tensor_file import Layout, Piece, all_finite, read_fragments, read_share, remove_share, write_tensors
 
 NAME = re.compile(r"step-(\d{7,})")
+CONTENT = ("shards", "records", "weights")
+"""The keys of the data's identity that may differ with `data.allow_other`."""
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(partial|removed)")
 
 
@@ -127,7 +131,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> None:
-    """Remove all checkpoints except the newest, those of every n-th step and the one with the lowest held-out loss.
+    """Remove all checkpoints except the newest, those of every n-th step and the best (`rank_of`).
 
     Checkpoints after `latest` are not counted and not removed: a run that was returned to an earlier step has abandoned
     them.
@@ -137,18 +141,17 @@ def prune(run: Path, keep_last: int, keep_every_steps: int, keep_best: bool) -> 
     if keep_every_steps:
         kept |= {checkpoint for checkpoint in newest_first if step_of(checkpoint) % keep_every_steps == 0}
     if keep_best:
-        kept.add(min(newest_first, key=held_out_loss_of))
+        kept.add(min(newest_first, key=rank_of))
     for checkpoint in set(newest_first) - kept:
         remove(checkpoint)
 
 
-def held_out_loss_of(checkpoint: Path) -> float:
-    """The held-out loss that a checkpoint records; infinity if it is damaged or has none."""
+def rank_of(checkpoint: Path) -> tuple[float, float]:
+    """The rank of the held-out figures that a checkpoint records; the last if it is damaged or has none."""
     try:
-        loss = float(read_state(checkpoint)["held_out"]["loss"])
+        return rank(read_state(checkpoint)["held_out"])
     except (UserError, KeyError):
-        return math.inf
-    return loss if math.isfinite(loss) else math.inf
+        return rank({})
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -203,13 +206,13 @@ def newest_checkpoint(run: Path, verify: bool = True) -> tuple[Path | None, list
 
 
 def choose_checkpoint(run: Path, step: str) -> Path:
-    """The checkpoint of a step, given as a number or as "best" for the lowest held-out loss.
+    """The checkpoint of a step, given as a number or as "best" (`rank_of`).
 
     Raises UserError if there is none, or if it is damaged; then it names the newest whole one.
     """
     found = list_checkpoints(run)
     if step == "best":
-        chosen = min(found, key=held_out_loss_of, default=None)
+        chosen = min(found, key=rank_of, default=None)
     else:
         chosen = next((each for each in found if str(step_of(each)) == step), None)
     if chosen is None:
@@ -223,6 +226,23 @@ def choose_checkpoint(run: Path, step: str) -> Path:
         hint = f"; the newest whole one is of step {step_of(whole)}" if whole else ""
         raise UserError(f"{error}{hint}") from None
     return chosen
+
+
+def last_checkpoints(run: Path, number: int) -> list[Path]:
+    """The last so many checkpoints of a run, verified, the oldest first.
+
+    Raises UserError if there are fewer, or if one of them is damaged.
+    """
+    found = checkpoints_up_to_latest(run)[:number]
+    if len(found) < number:
+        raise UserError(
+            f"{run}: has {len(found)} checkpoints, and {number} are to be averaged; average fewer, or train with"
+            f" checkpoint.keep_last={number}"
+        )
+    for checkpoint in found:
+        verify_checkpoint(checkpoint)
+        check_finite(checkpoint)
+    return found[::-1]
 
 
 def return_to(run: Path, step: str) -> list[Path]:
@@ -253,6 +273,21 @@ def read_model(checkpoint: Path, model: Architecture) -> None:
     """Fill a model, which has no engine yet, with the weights of a verified checkpoint."""
     whole = ((name, 0, parameter.data.view(-1)) for name, parameter in model.named_parameters())
     read_fragments(checkpoint / "model.safetensors", Layout(model), whole)
+
+
+def read_mean(checkpoints: list[Path], model: Architecture) -> None:
+    """Fill a model with the mean of the weights of verified checkpoints, which are summed in fp64 in this order.
+
+    Besides the model, memory holds one of its parameters, in fp32 and in fp64.
+    """
+    layout = Layout(model)
+    for name, parameter in model.named_parameters():
+        values = parameter.data.view(-1)
+        total = torch.zeros(len(values), dtype=torch.float64)
+        for checkpoint in checkpoints:
+            read_fragments(checkpoint / "model.safetensors", layout, [(name, 0, values)])
+            total += values
+        values.copy_(total / len(checkpoints))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
@@ -301,12 +336,12 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
     if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
         del now["given"]
     if recipe.data.allow_other:
-        now["data"] = {key: value for key, value in now["data"].items() if key not in ("shards", "weights")}
+        now["data"] = {key: value for key, value in now["data"].items() if key not in CONTENT}
     for section, values in now.items():
         record = defaults.get(section, {}) | state.get(section, {})
         for key, value in values.items():
             if record.get(key) != value:
-                hint = "; data.allow_other=true resumes all the same" if key in ("shards", "weights") else ""
+                hint = "; data.allow_other=true resumes all the same" if key in CONTENT else ""
                 raise UserError(
                     f"{checkpoint}: has {section} {key} = {record.get(key)}, this run {value}; choose another"
                     f" train.run, or what the run was started with{hint}"
@@ -341,14 +376,16 @@ def describe_checkpoints(run: Path, verify: bool) -> int:
     if not found:
         raise UserError(f"{run}: has no checkpoint")
     table, damaged, latest = Table("step", "held-out loss", "GB", "state"), 0, pointed_at(run)
-    best = min(found, key=held_out_loss_of)
+    best = min(found, key=rank_of)
     for checkpoint in found:
         size = sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e9
         try:
             if verify:
                 verify_checkpoint(checkpoint)
-            loss, fault = f"{held_out_loss_of(checkpoint):.4f}", ""
-            read_state(checkpoint)
+            held_out, fault = read_state(checkpoint).get("held_out", {}), ""
+            loss = f"{rank(held_out)[1]:.4f}"
+            if name := held_out.get("score"):
+                loss += f", {name.replace('_', ' ')} {held_out[name]:.4f}"
         except UserError as error:
             loss, fault, damaged = "-", str(error).removeprefix(f"{checkpoint}/"), damaged + 1
         state = fault or ("whole" if verify else "not verified")

@@ -48,8 +48,10 @@ def dry_run(recipe: Recipe) -> None:
 
 def shortened(recipe: Recipe, micro_batches: int, ranks: int) -> Recipe:
     """The recipe with so many micro-batches in a step, as a new run."""
-    tokens = micro_batches * ranks * recipe.train.micro_batch_size * recipe.context_length()
-    changed = {"global_batch_tokens": tokens, "run": str(Path(recipe.train.run) / NOWHERE)}
+    examples = micro_batches * ranks * recipe.train.micro_batch_size
+    records = {"global_batch_examples": examples}
+    blocks = {"global_batch_tokens": examples * recipe.context_length()}
+    changed = (records if recipe.on_records() else blocks) | {"run": str(Path(recipe.train.run) / NOWHERE)}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=changed)})
 
 
@@ -59,11 +61,12 @@ def lines(recipe: Recipe, run: Run, report: dict[str, Any], micro_batches: int, 
     disk, free = room(Path(train.run))
     checkpoint = checkpoint_bytes(run.optimizer.numbers, run.ranks)
     most = keep.keep_last + keep.keep_best + 1  # one is written before another is removed
-    speed = run.recipe.train.global_batch_tokens / report["seconds"]
+    size = run.recipe.global_batch_size()
+    speed = run.objective.tokens(range((run.step - 1) * size, run.step * size)) / report["seconds"]
     return [
         in_words(run),
         f"a step: {whole} micro-batches of {train.micro_batch_size} x {recipe.context_length()} tokens on each of"
-        f" {run.ranks} ranks, {train.global_batch_tokens:,} tokens in all",
+        f" {run.ranks} ranks, {recipe.global_batch()} in all",
         f"disk {disk}: {free / 1e9:.1f} GB free; a checkpoint takes {checkpoint / 1e9:.2f} GB, and up to {most} are"
         f" there at once{' and those of keep_every_steps' if keep.keep_every_steps else ''}",
         f"two steps of {micro_batches} of these micro-batches: loss {report['loss']:.4f}, gradient norm"

@@ -115,7 +115,8 @@ def compiles(recipe: Recipe) -> bool:
         if gpu and not header.is_file():
             raise UserError(f"train.compile = true: {header} is missing, which torch.compile needs on a GPU")
     if recipe.train.compile is None:
-        return gpu and bool(shutil.which("cc")) and header.is_file()
+        # Padded records have several lengths, and each would be compiled anew.
+        return gpu and not recipe.on_records() and bool(shutil.which("cc")) and header.is_file()
     return recipe.train.compile
 
 

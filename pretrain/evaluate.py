@@ -5,7 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.held_out import PROBE_EXAMPLES, HeldOut, combined_figures, held_out_figures, summed_loss
+from pretrain.held_out import (
+    PROBE_EXAMPLES,
+    HeldOut,
+    Outcome,
+    combined_figures,
+    held_out_figures,
+    rank,
+    run_held_out,
+)
 from pretrain.metrics import Reporter
 from pretrain.run import Observer, Run
 
@@ -15,19 +23,19 @@ def probe_loss(run: Run) -> float:
     sources, figures = run.objective.held_out(), {}
     for name, held_out in sources.items():
         examples = range(min(PROBE_EXAMPLES, held_out.examples))
-        figures[name] = held_out_figures(held_out, _summed_loss(run, held_out, examples), examples)
+        figures[name] = held_out_figures(held_out, _outcome(run, held_out, examples), examples)
     return combined_figures(sources, figures)["loss"]
 
 
-def _summed_loss(run: Run, held_out: HeldOut, examples: range) -> float:
+def _outcome(run: Run, held_out: HeldOut, examples: range) -> Outcome:
     run.engine.eval()
 
-    def stamped(*batch: Tensor) -> Tensor:
+    def stamped(*batch: Tensor) -> Any:
         run.stamp(f"the evaluation at step {run.step}", long=True)
         return run.engine(*batch)
 
     with run.stopwatch.part("evaluation"):
-        return summed_loss(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
+        return run_held_out(stamped, held_out, run.recipe.train.micro_batch_size, run.device, examples)
 
 
 class Evaluator(Observer):
@@ -56,11 +64,13 @@ class Evaluator(Observer):
         if run.held_out.get("step") == run.step:
             return
         result = self._evaluate(run)
-        run.held_out = {"step": run.step, "max_examples": run.recipe.evaluate.max_blocks, **result}
-        best = run.best.get("loss", math.inf)
-        if math.isfinite(result["loss"]) and not best <= result["loss"]:  # an old record's best may be NaN
+        sources = run.objective.held_out()
+        score = next(iter(sources.values())).score
+        chosen_by = {"score": score} if score else {}
+        run.held_out = {"step": run.step, "max_examples": run.recipe.evaluate.max_blocks, **chosen_by, **result}
+        if rank(run.held_out) < rank(run.best):
             run.best = run.held_out
-        several = len(run.objective.held_out()) > 1  # then the line has their losses, and the metrics the rest
+        several = len(sources) > 1  # then the line has their losses, and the metrics the rest
         told = [name for name in result if (name.endswith("/loss") if several else name not in ("loss", "tokens"))]
         text = "".join(f"  {name.removesuffix('/loss').replace('_', ' ')} {result[name]:.5g}" for name in told)
         values = {f"validation__{name}": value for name, value in result.items()}
@@ -73,9 +83,9 @@ class Evaluator(Observer):
         for name, held_out in sources.items():
             examples = min(held_out.examples, limit or held_out.examples)
             first, rest = range(min(PROBE_EXAMPLES, examples)), range(PROBE_EXAMPLES, examples)
-            summed = _summed_loss(run, held_out, first)
-            probed[name] = held_out_figures(held_out, summed, first)
-            figures[name] = held_out_figures(held_out, summed + _summed_loss(run, held_out, rest), range(examples))
+            outcome = _outcome(run, held_out, first)
+            probed[name] = held_out_figures(held_out, outcome, first)
+            figures[name] = held_out_figures(held_out, outcome + _outcome(run, held_out, rest), range(examples))
         if not 0 < limit < PROBE_EXAMPLES:
             self._probe = run.step, combined_figures(sources, probed)["loss"]
         return combined_figures(sources, figures)

@@ -12,9 +12,8 @@ from torch import Tensor
 from data.common.files import UserError
 from data.text.bpe import END_OF_WORD
 from model.architecture import Architecture
-from pretrain.hf_folder import check_hf, read_hf
-from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import make_objective
+from pretrain.hf_folder import check_hf, load_tokenizer, read_hf
+from pretrain.load import best_device, load_decoder, load_run
 
 STANDARD_INPUT = "-"
 POSITIONS = 1024
@@ -109,7 +108,8 @@ def generate(
         if not prompt.text.strip():
             raise UserError(f"{prompt.place} is empty; write the first words of a text")
     tokenizer_folder, context_length, load = _open(folder, step)
-    tokenizer = _load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.padding_side = "left"  # new tokens follow the last token of every prompt of a batch
     lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts], verbose=False)["input_ids"]]
     for prompt, length in zip(prompts, lengths, strict=True):
         if length >= context_length:
@@ -181,12 +181,13 @@ def _batches(lengths: list[int], size: int, room: int) -> Iterator[range]:
 def _open(folder: Path, step: str) -> tuple[Path, int, Callable[[torch.device], Any]]:
     """The folder of the tokenizer, the length of the context, and what loads the model as transformers has it."""
     if (folder / "recipe.toml").is_file():
-        recipe, checkpoint, _ = load_run(folder, step)
-        objective, length = make_objective(recipe), recipe.context_length()
+        recipe, checkpoints, _ = load_run(folder, step)
+        # Fine-tuning leaves the positions beyond its context as pretraining made them.
+        length = recipe.decoder_config(1).max_position_embeddings if recipe.on_records() else recipe.context_length()
 
         def load(device: torch.device) -> Any:
-            model = load_model(checkpoint, objective, device).with_positions(length)
-            return _in_transformers(model).to(device).eval()
+            decoder = load_decoder(folder, recipe, checkpoints).with_positions(length)
+            return _in_transformers(decoder).to(device).eval()
 
         return folder / "tokenizer", length, load
     if step:
@@ -197,22 +198,9 @@ def _open(folder: Path, step: str) -> tuple[Path, int, Callable[[torch.device], 
     return folder, length, lambda device: read_hf(folder, device)
 
 
-def _in_transformers(model: Architecture) -> Any:
-    """transformers' BioGptForCausalLM with the weights of our model."""
+def _in_transformers(decoder: Architecture) -> Any:
+    """transformers' BioGptForCausalLM with the weights of our decoder."""
     from transformers import BioGptConfig, BioGptForCausalLM
 
-    config = BioGptConfig(**model.hf_config())
-    return BioGptForCausalLM.from_pretrained(None, config=config, state_dict=model.to_hf(dict(model.state_dict())))
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        # Padding on the left, so that new tokens follow the last token of every prompt of a batch.
-        return AutoTokenizer.from_pretrained(folder, padding_side="left")
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder}: AutoTokenizer finds no tokenizer.json or vocab.json that it can read ({reason})"
-        ) from None
+    config, weights = BioGptConfig(**decoder.hf_config()), decoder.to_hf(dict(decoder.state_dict()))
+    return BioGptForCausalLM.from_pretrained(None, config=config, state_dict=weights)

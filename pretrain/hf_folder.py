@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, verify_files
@@ -14,10 +15,13 @@ from pretrain.held_out import SummedLoss
 from pretrain.weights import WEIGHT_FILES
 
 
-def load_hf(folder: Path, device: torch.device) -> Any:
-    """transformers' BioGptForCausalLM of a folder, in fp32, for evaluation. Raises UserError as `check_hf` does."""
+def load_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
+    """transformers' model of a folder, of the class `name`, in fp32, for evaluation.
+
+    Raises UserError as `check_hf` does.
+    """
     check_hf(folder)
-    return read_hf(folder, device)
+    return read_hf(folder, device, name)
 
 
 def check_hf(folder: Path) -> dict[str, Any]:
@@ -35,13 +39,67 @@ def check_hf(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_hf(folder: Path, device: torch.device) -> Any:
+def read_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
     """As `load_hf`, for a folder that `check_hf` has checked."""
-    from transformers import BioGptForCausalLM
+    import transformers
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights
-    return BioGptForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).to(device).eval()
+
+
+def load_causal_lm(folder: Path, device: torch.device) -> Any:
+    """Any causal language model of transformers, from a local folder, in fp32, for evaluation.
+
+    Code that comes with the model is not run. Raises UserError if the folder is damaged, is not a causal language
+    model's or lacks weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _silence_transformers()
+    if (folder / MANIFEST).is_file():
+        verify_files(folder, read_manifest(folder, "hf"))
+    read_json(folder / "config.json")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: transformers loads no causal language model from it ({_one_line(error)})") from None
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{folder}: lacks weights of a causal language model ({missing}); is it one for another task?")
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, fast if it can be. Raises UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    _silence_transformers()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder}: AutoTokenizer finds no tokenizer.json or vocab.json that it can read ({_one_line(error)})"
+        ) from None
+    names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / name).is_file() for name in names):  # some kinds are then made without a vocabulary
+        raise UserError(f"{folder}: has no tokenizer; expected {' or '.join(sorted(names))}")
+    return tokenizer
+
+
+def _silence_transformers() -> None:
+    """No progress of loading weights, and no reports: what matters of them is raised."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def hf_logits(model: Any, inputs_BT: Tensor) -> Tensor:
@@ -62,7 +120,7 @@ def hf_likelihood(model: Any) -> SummedLoss:
     def negative_log_likelihood(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         logits_BTV = hf_logits(model, inputs_BT)
         return torch.nn.functional.cross_entropy(
-            logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
 
     return negative_log_likelihood

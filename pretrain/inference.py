@@ -1,49 +1,47 @@
 """Evaluation, for `biogpt evaluate`."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from data.common.files import UserError, read_json, read_manifest, sha256, verify_files
-from data.shards.build import make_shards
 from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import held_out_blocks, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.next_token import held_out_blocks
 
 
-def evaluate_folder(
-    folder: Path, shards: Path | None, corpus: Path | None, split: str, step: str = ""
-) -> dict[str, Any]:
-    """The held-out loss of a run's checkpoint or of an HF folder, on shards, on a corpus, or on the run's own shards.
+def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "", average: int = 1) -> dict[str, Any]:
+    """The held-out loss of a run's checkpoint or of an HF folder, on packed blocks of shards, as in training.
 
-    A corpus is tokenized with the model's own tokenizer. Raises UserError if the shards were made with another one.
+    shards: for a run, the default is its own; step, average: as for `load_run`. Raises UserError if the shards were
+    made with another tokenizer.
     """
     device = best_device()
     is_run = (folder / "recipe.toml").is_file()
-    if not (shards or corpus or is_run):
+    if not (shards or is_run):
         raise UserError(f"{folder}: is not a run, which knows its shards; name either --shards or --corpus")
-    opened: Any = load_run(folder, step) if is_run else load_hf(folder, device)
+    if average > 1 and not is_run:
+        raise UserError(f"{folder}: --average takes the checkpoints of a run, and this is none")
+    opened: Any = load_run(folder, step, average) if is_run else load_hf(folder, device)
     tokenizer = folder / "tokenizer" if is_run else folder
-    with tempfile.TemporaryDirectory() as temporary:
-        if corpus is not None:
-            shards = Path(temporary) / "shards"
-            make_shards(corpus, tokenizer, shards, workers=1, splits=(split,))
-        if shards is not None and (different := different_tokenizer_file(shards / "tokenizer", tokenizer)):
-            raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
-        if is_run:
-            recipe, checkpoint, _ = opened
-            objective = make_objective(recipe.with_shards(shards) if shards else recipe)
-            objective.verify()
-            model: SummedLoss = load_model(checkpoint, objective, device)
-            held_out: dict[str, HeldOut] = objective.held_out(split)
-        else:
-            assert shards is not None
-            manifest = read_manifest(shards, "shards")
-            verify_files(shards, manifest)
-            model = hf_likelihood(opened)
-            held_out = {"": held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)}
-        return held_out_loss(model, held_out, 4, device)
+    if shards is not None and (different := different_tokenizer_file(shards / "tokenizer", tokenizer)):
+        raise UserError(f"{shards}: made with another tokenizer than {folder}'s ({different} differs)")
+    if is_run:
+        recipe, chosen, _ = opened
+        if recipe.on_records() and shards:
+            raise UserError(f"{folder}: was trained on records, not on text; export it and evaluate the folder")
+        objective = make_objective(recipe.with_shards(shards) if shards else recipe)
+        objective.verify()
+        model: SummedLoss = load_model(chosen, objective, device)
+        held_out: dict[str, HeldOut] = objective.held_out(split)
+    else:
+        assert shards is not None
+        manifest = read_manifest(shards, "shards")
+        verify_files(shards, manifest)
+        model = hf_likelihood(opened)
+        held_out = {"": held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)}
+    return held_out_loss(model, held_out, 4, device)
 
 
 def different_tokenizer_file(one: Path, other: Path) -> str:

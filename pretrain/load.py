@@ -1,43 +1,79 @@
-"""Open what was trained: a run's newest checkpoint and its model."""
+"""Open what was trained: a checkpoint of a run, or several whose weights are averaged, and the model."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
-from data.common.files import UserError
+from data.common.files import UserError, read_json
 from model.architecture import Architecture
-from pretrain.checkpoint import choose_checkpoint, newest_checkpoint, read_model, read_state
-from pretrain.objective import Objective
+from model.decoder import Decoder
+from pretrain.checkpoint import (
+    choose_checkpoint,
+    last_checkpoints,
+    newest_checkpoint,
+    read_mean,
+    read_model,
+    read_state,
+)
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 
 
-def load_run(run: Path, step: str = "") -> tuple[Recipe, Path, dict[str, Any]]:
-    """The recipe of a run, a checkpoint (verified) and the checkpoint's state.
+def load_run(run: Path, step: str = "", average: int = 1) -> tuple[Recipe, list[Path], dict[str, Any]]:
+    """The recipe of a run, the checkpoints asked for (verified, the oldest first) and the state of the last of them.
 
-    step: a number or "best"; "" means the newest whole checkpoint. Raises UserError if the folder is not a run or has
-    no such checkpoint.
+    step: a number or "best"; "" means the newest whole checkpoint; average: the last so many instead. Raises UserError
+    if the folder is not a run or does not have these checkpoints.
     """
+    if step and average > 1:
+        raise UserError("choose one of --step and --average")
     if not (run / "recipe.toml").is_file():
         raise UserError(f"{run}: not a run folder (no recipe.toml)")
     recipe = load_recipe(str(run / "recipe.toml"))
     if step:
         checkpoint = choose_checkpoint(run, step)
-        return recipe, checkpoint, read_state(checkpoint)
+        return recipe, [checkpoint], read_state(checkpoint)
+    if average > 1:
+        checkpoints = last_checkpoints(run, average)
+        return recipe, checkpoints, read_state(checkpoints[-1])
     checkpoint, faults = newest_checkpoint(run)
     for fault in faults:
         print(f"biogpt: warning: {fault}; using an older checkpoint", file=sys.stderr)
     if checkpoint is None:
         raise UserError(f"{run}: has no checkpoint yet")
-    return recipe, checkpoint, read_state(checkpoint)
+    return recipe, [checkpoint], read_state(checkpoint)
 
 
-def load_model(checkpoint: Path, objective: Objective, device: torch.device) -> Architecture:
-    """The model of a checkpoint, in fp32, for evaluation."""
+def load_model(checkpoints: list[Path], objective: Objective, device: torch.device) -> Architecture:
+    """The model of a checkpoint, or with the mean of the weights of several, in fp32, for evaluation."""
     model = objective.build_model()
-    read_model(checkpoint, model)
+    fill_model(checkpoints, model)
     return model.to(device).eval()
+
+
+def load_decoder(run: Path, recipe: Recipe, checkpoints: list[Path]) -> Decoder:
+    """The language model of a run's checkpoints, in fp32, as `load_run` chose them. The run's data are not needed.
+
+    Raises UserError if its model has other weights too.
+    """
+    decoder = Decoder(recipe.decoder_config(len(read_json(run / "tokenizer" / "vocab.json"))))
+    with safe_open(checkpoints[-1] / "model.safetensors", "pt") as tensors:
+        others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
+    if others:
+        raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")
+    fill_model(checkpoints, decoder)
+    return decoder
+
+
+def fill_model(checkpoints: list[Path], model: Architecture) -> None:
+    """Fill a model with the weights of a checkpoint, or with the mean of several."""
+    if len(checkpoints) == 1:
+        read_model(checkpoints[0], model)
+    else:
+        read_mean(checkpoints, model)
 
 
 def best_device() -> torch.device:

@@ -154,6 +154,8 @@ class Reporter(Observer):
         if self.metrics:
             self.metrics.write_start(run.step, start)
         self.say(run, f"{begun}: {in_words(run)}")
+        for line in run.objective.warnings():
+            self.say(run, f"warning: {line}")
 
     def say(self, run: Run, text: str, passing: bool = False, **values: float) -> None:
         """Print a line and record the finite values for this step. Does nothing on other ranks than 0."""
@@ -190,23 +192,24 @@ class Reporter(Observer):
             self._report(run, report)
 
     def _report(self, run: Run, report: dict[str, Any]) -> None:
-        speed = self._steps * run.recipe.train.global_batch_tokens / self._seconds
+        size, objective = run.recipe.global_batch_size(), run.objective
+        speed = objective.tokens(range((run.step - self._steps) * size, run.step * size)) / self._seconds
         ranks = rank_figures([seconds / self._steps for seconds in self._rank_seconds])
         parts = self._part_seconds(run)
         norms, memory = self._norms_and_memory(run)
-        epochs = run.objective.epochs(run.step * run.recipe.global_batch_size())
+        epochs = objective.epochs(run.step * size)
         self._steps, self._seconds, self._rank_seconds = 0, 0.0, [0.0] * run.ranks
         values = {f"train__{name}": report[name] for name in ("loss", "learning_rate", "gradient_norm")}
         values |= {"train__tokens_per_second": speed, "train__skipped_steps": run.skipped}
         values |= {f"train__{name}": value for name, value in ranks.items()}
-        values |= {"train__tokens": run.step * run.recipe.train.global_batch_tokens, **norms}
+        values |= {"train__tokens": objective.tokens(range(run.step * size)), **norms}
         for section, figures in (("epochs", epochs), ("seconds", parts), ("memory", memory)):
             values |= {f"{section}__{name}": value for name, value in figures.items()}
         text = f"loss {report['loss']:.4f}  norm {report['gradient_norm']:.3g}  lr {report['learning_rate']:.2e}"
         text += f"  epoch {max(epochs.values()):.2f}  {max(memory.values()):.1f} GiB  {speed:,.0f} tokens/s"
         peak = peak_flops()
         if peak:
-            mfu = speed * run.objective.config.flops_per_token(run.recipe.context_length()) / (peak * run.ranks)
+            mfu = speed * objective.config.flops_per_token(run.recipe.context_length()) / (peak * run.ranks)
             values["train__mfu"] = mfu
             text += f"  MFU {mfu:.1%}"
         if parts["data"] > SLOW_DATA * (sum(parts.values()) - parts["evaluation"] - parts["checkpoint"]):

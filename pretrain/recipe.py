@@ -20,6 +20,7 @@ from data.shards.mixture import LONGEST_PERIOD, period_of
 from data.text.ids import BOS_ID, EOS_ID, PAD_ID
 from model.config import PRESETS, Boundaries, DecoderConfig, Initialization, Recomputation
 from pretrain import ROOT
+from pretrain.given import SHAPE, given_model
 
 BUNDLED = ROOT / "launch" / "recipes"
 
@@ -60,7 +61,7 @@ class ModelSection(Section):
     """How weights are drawn: "fairseq" as the original BioGPT, "hf" as transformers."""
     weights: Name | None = None
     """Start a new run from the weights of an HF folder, a .safetensors file, a pytorch_model.bin or a fairseq
-    checkpoint."""
+    checkpoint. A run on records starts from an HF folder or a run, and takes its shape and its tokenizer too."""
 
 
 def _check_folders(given: Any) -> Any:
@@ -77,8 +78,11 @@ class DataSection(Section):
     weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
     """For a table of folders, the share of each in the tokens of training: its name -> a number. 9 and 1 are 90 % and
     10 %. The held-out loss is weighted in the same way."""
+    records: Name | None = None
+    """Folder of records to fine-tune on, instead of shards: train.jsonl, validation.jsonl and, if you like,
+    test.jsonl."""
     allow_other: bool = False
-    """Resume a run with other shards than it was started with. Otherwise that is refused."""
+    """Resume a run with other shards or records than it was started with. Otherwise that is refused."""
 
 
 class TrainSection(Section):
@@ -88,14 +92,16 @@ class TrainSection(Section):
     """Total number of optimizer steps."""
     global_batch_tokens: int = Field(default=524_288, ge=1, le=2**40)
     """Tokens of one optimizer step, over all ranks and accumulation steps. A multiple of context_length."""
+    global_batch_examples: Size | None = Field(default=None, ge=1)
+    """For a run on records, instead of global_batch_tokens: records of one optimizer step."""
     context_length: Size | None = Field(default=None, ge=2)
-    """Tokens of a block. The default is the model's max_position_embeddings."""
+    """Tokens of a block, or the most of a record. The default is the model's max_position_embeddings."""
     micro_batch_size: Size = Field(default=8, ge=1)
-    """Blocks that one rank processes at once."""
+    """Blocks or records that one rank processes at once."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the working weights and activations. Master weights are always fp32."""
     compile: bool | None = None
-    """Compile the layers and the loss with torch.compile. By default on a GPU, if a C compiler is found."""
+    """Compile the layers and the loss with torch.compile. By default for shards on a GPU, if a C compiler is found."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the initial weights, the order of the data, dropout and layerdrop."""
     stop_after_minutes: Rate = Field(default=0.0, ge=0)
@@ -108,8 +114,10 @@ class TrainSection(Section):
 
 
 class ObjectiveSection(Section):
-    kind: Literal["next_token"] = "next_token"
-    """What the model learns: "next_token" predicts each token of packed blocks from those before it."""
+    kind: Literal["next_token", "prompt_target", "token_classification", "sequence_classification"] = "next_token"
+    """What the model learns: "next_token" predicts each token of packed blocks from those before it. "prompt_target"
+    predicts the target of each record, and its end, after the prompt. "token_classification" finds labelled spans of
+    characters, "sequence_classification" the label or labels of a text."""
 
 
 class OptimizerSection(Section):
@@ -175,7 +183,7 @@ class EvaluateSection(Section):
     every_steps: Steps = Field(default=1_000, ge=1)
     """Compute the held-out loss at step 0, every this many steps, at each checkpoint and at the end."""
     max_blocks: Steps = Field(default=0, ge=0)
-    """Evaluate at most this many blocks of each validation split. 0 means all."""
+    """Evaluate at most this many blocks or records of each validation split. 0 means all."""
 
 
 class LogSection(Section):
@@ -199,18 +207,37 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()
 
+    def on_records(self) -> bool:
+        """Whether the objective learns from records, and not from blocks."""
+        return self.objective.kind != "next_token"
+
     def context_length(self) -> int:
-        """Tokens of a block."""
+        """Tokens of a block, or the most of a record."""
         return self.train.context_length or int(self._shape()["max_position_embeddings"])
 
     def global_batch_size(self) -> int:
-        """Blocks of one optimizer step."""
-        return self.train.global_batch_tokens // self.context_length()
+        """Blocks or records of one optimizer step."""
+        return self.train.global_batch_examples or self.train.global_batch_tokens // self.context_length()
+
+    def global_batch(self) -> str:
+        """What one optimizer step learns from, in words."""
+        return (
+            f"{self.global_batch_size():,} records"
+            if self.on_records()
+            else f"{self.train.global_batch_tokens:,} tokens"
+        )
 
     def gradient_accumulation_steps(self, ranks: int) -> int:
         """Micro-batches of one rank in a step. Raises UserError if the global batch does not divide evenly."""
         context_length, blocks = self.context_length(), self.global_batch_size()
         at_once = self.train.micro_batch_size * ranks
+        if self.on_records() and blocks % at_once:
+            raise UserError(
+                f"train.global_batch_examples = {blocks}: does not divide over {ranks} ranks x micro_batch_size"
+                f" {self.train.micro_batch_size}; {max(round(blocks / at_once), 1) * at_once} would"
+            )
+        if self.on_records():
+            return blocks // at_once
         if self.train.global_batch_tokens % context_length:
             raise UserError(
                 f"train.global_batch_tokens = {self.train.global_batch_tokens}: not a multiple of the context length"
@@ -225,7 +252,7 @@ class Recipe(Section):
         return blocks // at_once
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        """The model's shape, with the vocabulary size of the shards. Raises UserError if it is impossible."""
+        """The model's shape, with this vocabulary size. Raises UserError if it is impossible."""
         ids = {"bos_token_id": BOS_ID, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}
         rest: dict[str, Any] = {"layerdrop_seed": self.train.seed, "vocab_size": vocab_size, **ids}
         try:
@@ -234,7 +261,9 @@ class Recipe(Section):
             raise UserError(f"model.{error}") from None
 
     def with_shards(self, shards: Path) -> "Recipe":
-        """The same recipe for shards in another folder."""
+        """The same recipe for shards, or records, in another folder."""
+        if self.on_records():
+            return self.model_copy(update={"data": self.data.model_copy(update={"records": str(shards)})})
         return self.model_copy(update={"data": self.data.model_copy(update={"shards": str(shards), "weights": None})})
 
     def shards_folders(self) -> dict[str, Path]:
@@ -278,6 +307,9 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     recipe = validate(Recipe, settings, source)
     if recipe.model.preset not in PRESETS:
         raise UserError(f"{source}: model.preset = {recipe.model.preset!r}: choose from {', '.join(PRESETS)}")
+    if mistakes := list(_record_mistakes(recipe)):
+        raise UserError(f"{source}: {'; '.join(mistakes)}")
+    recipe = _with_given_shape(recipe)
     mistakes = [
         *_model_mistakes(recipe),
         *_data_mistakes(recipe),
@@ -291,6 +323,40 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     if mistakes:
         raise UserError(f"{source}: {'; '.join(mistakes)}")
     return recipe
+
+
+def _record_mistakes(recipe: Recipe) -> Iterator[str]:
+    """Keys that a run on records needs, and keys that it does not use; and the other way round."""
+    data, train, model = recipe.data, recipe.train, recipe.model
+    kind, defaults = f'objective.kind = "{recipe.objective.kind}"', Recipe()
+    needed = {"data.records": data.records, "train.global_batch_examples": train.global_batch_examples}
+    if not recipe.on_records():
+        for key in (key for key, value in needed.items() if value is not None):
+            yield f"{key}: {kind} does not use it; remove it, or choose an objective that learns from records"
+        return
+    for key in (key for key, value in {**needed, "model.weights": model.weights}.items() if value is None):
+        yield f"{key}: is missing; {kind} needs it"
+    unused = {
+        "data.shards": data.shards != defaults.data.shards,
+        "data.weights": data.weights,
+        "train.global_batch_tokens": train.global_batch_tokens != defaults.train.global_batch_tokens,
+        "model.preset": model.preset != defaults.model.preset,
+        "model.boundaries": model.boundaries != defaults.model.boundaries,
+    }
+    for key in (key for key, given in unused.items() if given):
+        yield f"{key}: {kind} does not use it; remove it"
+
+
+def _with_given_shape(recipe: Recipe) -> Recipe:
+    """The recipe of a run on records with the shape of its given weights, unless it says the whole shape itself.
+
+    That of a run in progress does, so that the weights that it started from may be gone.
+    """
+    missing = [key for key in SHAPE if getattr(recipe.model, key) is None]
+    if not recipe.on_records() or not recipe.model.weights or not missing:
+        return recipe
+    shape = given_model(Path(recipe.model.weights)).shape
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={key: shape[key] for key in missing})})
 
 
 def _model_mistakes(recipe: Recipe) -> Iterator[str]:
@@ -366,10 +432,16 @@ def _schedule_mistakes(recipe: Recipe) -> Iterator[str]:
         )
 
 
+PATHS = (("data", "shards"), ("data", "records"), ("train", "run"), ("deepspeed", "config"), ("model", "weights"))
+"""The settings that name files or folders of this machine: section, key."""
+
+
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved settings as TOML, with absolute paths."""
     settings = recipe.model_dump(mode="json", exclude_none=True)
-    for section, key in (("data", "shards"), ("train", "run"), ("deepspeed", "config"), ("model", "weights")):
+    if recipe.on_records():
+        del settings["data"]["shards"]
+    for section, key in PATHS:
         if isinstance(settings[section].get(key), dict):
             settings[section][key] = {name: str(Path(each).resolve()) for name, each in settings[section][key].items()}
         elif key in settings[section]:

@@ -68,16 +68,17 @@ def read_record(run: Path) -> Record:
     return Record(figures, starts or {0: _settings_of_folder(run)})
 
 
-def settings_record(recipe: dict[str, dict[str, Any]], shards: Any) -> dict[str, Any]:
+def settings_record(recipe: dict[str, dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
     """The settings of a recipe by their full names, such as "train.steps".
 
-    Paths give way to what they lead to: `shards` is the hash of the data, or those of several folders, and a DeepSpeed
-    file becomes its sha256.
+    data: the identity of the data. Paths give way to what they lead to: a folder of shards or records to the hashes of
+    its content, and a DeepSpeed file to its sha256.
     """
     flat = {f"{section}.{key}": value for section, keys in recipe.items() for key, value in keys.items()}
     del flat["train.run"]
     config = Path(flat.get("deepspeed.config", ""))
-    return flat | {"data.shards": shards} | ({"deepspeed.config": sha256(config)} if config.is_file() else {})
+    content = {f"data.{name}": data[name] for name in ("shards", "records") if name in data}
+    return flat | content | ({"deepspeed.config": sha256(config)} if config.is_file() else {})
 
 
 def _settings_of_folder(run: Path) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _settings_of_folder(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{run}: has no recipe.toml, so it is not a run") from None
     manifest = read_json(run / MANIFEST) if (run / MANIFEST).is_file() else {}
-    return settings_record(recipe, manifest.get("data", {}).get("shards", recipe["data"]["shards"]))
+    return settings_record(recipe, manifest.get("data", {}))
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

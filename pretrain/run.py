@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data.common.lease import Lease
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.optimizer import Optimizer
 from pretrain.recipe import Recipe
 from pretrain.stopwatch import Stopwatch
@@ -40,7 +40,7 @@ class Run:
     held_out: dict[str, Any] = field(default_factory=dict)
     """The last evaluation, with its step."""
     best: dict[str, Any] = field(default_factory=dict)
-    """The evaluation with the lowest loss so far."""
+    """The best evaluation so far (`held_out.rank`)."""
     stop_reason: str = ""
     """Why the run ends before its last step, or ""."""
     place: str = "the start"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import MANIFEST, UserError, read_json, whole_file, write_json
+from data.text.ids import tokenizer_files
 from pretrain.recipe import load_recipe
 
 VERSION = 1
@@ -60,8 +61,8 @@ def begin_run_folder(folder: Path, record: dict[str, Any], tokenizer: Path) -> N
     if not (folder / MANIFEST).is_file():
         write_run_manifest(folder, record)
     (folder / "tokenizer").mkdir(exist_ok=True)
-    for source in tokenizer.iterdir():
-        target = folder / "tokenizer" / source.name
+    for name in tokenizer_files(tokenizer):
+        source, target = tokenizer / name, folder / "tokenizer" / name
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             with whole_file(target) as stream:  # without its mode: the shards may be read-only
                 stream.write(source.read_bytes())

@@ -43,7 +43,7 @@ def start_record(run: Run) -> dict[str, Any]:
         return {}
     recipe = run.recipe.model_dump(mode="json", exclude_none=True)
     return {
-        **settings_record(recipe, run.objective.identity()["shards"]),
+        **settings_record(recipe, run.objective.identity()),
         "ranks": run.ranks,
         "devices": ", ".join(f"{count} x {name}" for name, count in Counter(names).items()),
         "threads of a rank": torch.get_num_threads(),

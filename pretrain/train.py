@@ -30,7 +30,8 @@ from pretrain.evaluate import Evaluator
 from pretrain.held_out import to_device
 from pretrain.interrupt import REASONS, StopRequest
 from pretrain.metrics import Reporter
-from pretrain.objective import Objective, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe, write_recipe
 from pretrain.run import Observer, Run
 from pretrain.run_folder import begin_run_folder, check_run_folder

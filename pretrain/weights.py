@@ -1,8 +1,9 @@
-"""The weights that a new run starts from: an HF folder, or a file of safetensors, torch or fairseq."""
+"""The weights that a new run starts from: an HF folder, a run, or a file of safetensors, torch or fairseq."""
 
 import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from model.architecture import Architecture
-from model.config import DecoderConfig
-from model.hf import EMBEDDING, hf_config, weights_from_hf
+from model.hf import CLASSIFIERS, EMBEDDING, weights_from_hf
+from pretrain.given import given_model
 from pretrain.tensor_file import all_finite
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -20,14 +21,19 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 
 
 def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
-    """Load all weights of the decoder from `path`.
+    """Load all weights of the decoder from `path`. A classification head that is not there stays as it was drawn.
 
     tokenizer: folder of the run's tokenizer. A tokenizer that comes with the weights must be the same. Raises UserError
     that names what does not fit.
     """
+    if (path / "recipe.toml").is_file():
+        given = given_model(path)
+        check_tokenizer(given.tokenizer, tokenizer)
+        path = given.weights
+        verify_files(path.parent, read_manifest(path.parent, "checkpoint"))
     if path.is_dir():
         check_tokenizer(path, tokenizer)
-        check_config(path, decoder.config)
+        check_config(path, decoder.hf_config())
     try:
         given = read_weights(path)
         rows = {name: len(tensor) for name, tensor in given.items() if name.endswith(EMBEDDING)}
@@ -43,6 +49,7 @@ def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
         if not all_finite(tensor):
             raise UserError(f"{path}: {name} holds numbers that are not finite; these weights cannot be trained on")
     wanted = decoder.state_dict()
+    converted = {name: tensor for name, tensor in wanted.items() if name.startswith(CLASSIFIERS)} | converted
     for name in [*wanted, *converted]:
         if name not in converted or name not in wanted:
             what = "is missing" if name in wanted else "is not part of the model"
@@ -65,13 +72,16 @@ def check_tokenizer(folder: Path, tokenizer: Path) -> None:
             raise UserError(f"{folder}: made with another tokenizer than {tokenizer} ({name} differs)")
 
 
-def check_config(folder: Path, config: DecoderConfig) -> None:
-    """Raise UserError if the folder's config.json differs in a setting that the weights' shapes do not show."""
+def check_config(folder: Path, ours: dict[str, Any]) -> None:
+    """Raise UserError if the folder's config.json differs from ours in what the weights' shapes do not show."""
     path = folder / "config.json"
-    given, ours = read_json(path) if path.is_file() else {}, hf_config(config)
-    for key in ("num_attention_heads", "hidden_act", "scale_embedding"):
-        if key in given and given[key] != ours[key]:
-            raise UserError(f"{path}: {key} = {given[key]}, this model's is {ours[key]}; choose that of these weights")
+    given = read_json(path) if path.is_file() else {}
+    same_head = "id2label" in ours and given.get("architectures") == ours["architectures"]
+    for key in ("num_attention_heads", "hidden_act", "scale_embedding", *(["id2label"] if same_head else [])):
+        if key in given and given[key] != ours.get(key):
+            raise UserError(
+                f"{path}: {key} = {given[key]}, this model's is {ours.get(key)}; choose that of these weights"
+            )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

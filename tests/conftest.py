@@ -1,4 +1,4 @@
-"""Fixtures shared by the rooms: ranks that are started once, shards of the embedded sample made once."""
+"""Fixtures shared by the rooms, made once: ranks, shards of the embedded sample, a short run and its export."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,3 +30,20 @@ def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     make_sample(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run(one_rank: Ranks, sample_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run in fp32 at ZeRO 1."""
+    from tests.pretrain.runs import trained_run
+
+    return trained_run(one_rank, sample_folder / "shards", tmp_path_factory.mktemp("export"), "fp32", 1)
+
+
+@pytest.fixture(scope="session")
+def hf(run: Path) -> Path:
+    """The export of that run."""
+    from pretrain.export.folder import export
+
+    export(run, run.parent / "hf")
+    return run.parent / "hf"

@@ -31,6 +31,7 @@ VERSIONS = {
     "corpus": 2,
     "tokenizer": 3,
     "shards": 1,
+    "records": 1,
     "checkpoint": 1,
     "hf": 1,
     "corpus part": 4,

@@ -25,11 +25,11 @@ MARKER = ".made-by-biogpt.partial"  # files of such names are in no manifest
 _SPLIT = r"(train|validation|test)"
 _TOKENIZER = r"(vocab\.json|merges\.txt|tokenizer_config\.json|tokenizer\.json)"
 FILES = {
-    "corpus": rf"{_SPLIT}-\d+\.parquet",
+    "corpus": rf"{_SPLIT}-\d+\.parquet|benchmarks\.json",
     "tokenizer": _TOKENIZER,
-    "shards": rf"{_SPLIT}-\d+\.(bin|idx|bytes\.npy)|tokenizer/{_TOKENIZER}",
+    "shards": rf"{_SPLIT}-\d+\.(bin|idx|bytes\.npy)|tokenizer/{_TOKENIZER}|corpus/manifest\.json",
     "hf": rf"config\.json|generation_config\.json|model\.safetensors|README\.md|{_TOKENIZER}",
-    "corpus part": rf"part\.parquet|(bands|rows)\.npy|{_SPLIT}\.parquet",
+    "corpus part": rf"part\.parquet|(bands|rows)\.npy|{_SPLIT}\.parquet|matches\.json",
     "tokenizer part": r"words\.json",
     "shards part": r"part\.(bin|idx|bytes\.npy|pmids\.npy)",
 }  # the names of the files that each kind of folder holds, as regular expressions

@@ -18,6 +18,7 @@ from data.common.files import UserError, check_places, input_files, input_name, 
 from data.common.lease import Lease
 from data.common.parquet import SPLITS
 from data.common.workers import JobArray, Task, Workers, hold_for, progress, run_tasks, share_of
+from data.corpus.benchmarks import ITEMS, Benchmarks, find_matches, write_report
 from data.corpus.filters import read_excluded
 from data.corpus.other_text import BUILDERS, builder_of
 from data.corpus.output import remove_outputs, write_splits
@@ -33,18 +34,22 @@ def make_corpus(
     test_fraction: float,
     workers: Workers,
     settings: CorpusSection = CLEAN,
+    benchmarks: Benchmarks | None = None,
 ) -> dict[str, Any]:
     """Write a corpus as the folder `out` and return its manifest. If `out` holds it already, nothing is done.
 
     raw: NLM's XML files, folders of them, and files of other text; validation_fraction, test_fraction: the shares of
-    the citations that are held out, drawn by a hash of the PMID. Raises UserError, which names a missing input, a wrong
-    fraction or an `out` made from other inputs or settings; TasksFailed, which names each damaged input.
+    the citations that are held out, drawn by a hash of the PMID; benchmarks: their items are looked for, and the
+    records that hold one are left out unless they are to be kept. Raises UserError, which names a missing input, a
+    wrong fraction or an `out` made from other inputs or settings; TasksFailed, which names each damaged input.
     """
     _check_fractions(validation_fraction, test_fraction)
     check_places(out, raw)
     files, excluded = list_files(raw), read_excluded(settings)
     with disk_full_named(out, str(out)), hold_for(out, workers) as lease:
-        return _make_corpus(files, out, validation_fraction, test_fraction, workers, settings, excluded, lease)
+        return _make_corpus(
+            files, out, validation_fraction, test_fraction, workers, settings, excluded, benchmarks, lease
+        )
 
 
 def _make_corpus(
@@ -55,6 +60,7 @@ def _make_corpus(
     workers: Workers,
     settings: CorpusSection,
     excluded: np.ndarray,
+    benchmarks: Benchmarks | None,
     lease: Lease,
 ) -> dict[str, Any]:
     """What make_corpus does while it holds the lease of `out`."""
@@ -66,6 +72,7 @@ def _make_corpus(
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
         "corpus": recorded_settings(settings),
+        **({"benchmarks": benchmarks.request()} if benchmarks else {}),
     }
     tasks = [
         Task("corpus part", file, inputs[name], parts / name, part_settings(file, settings))
@@ -78,15 +85,21 @@ def _make_corpus(
     def fill(folder: Path) -> dict[str, Any]:
         read_files()
         keys = Keys([task.folder / PART_FILE for task in tasks], settings, excluded)
-        split_of_row, counts = select_rows(keys, settings, validation_fraction, test_fraction)
+        matches = find_matches(tasks, keys.starts, benchmarks.items, workers, lease) if benchmarks else []
+        dropped = None if not benchmarks or benchmarks.keep else np.array([match.row for match in matches], np.int64)
+        split_of_row, counts = select_rows(keys, settings, validation_fraction, test_fraction, dropped)
         if not counts["train"]:
             raise UserError(_nothing_left(files[0], counts))
         counts |= _not_read(tasks)
+        if benchmarks:
+            names = [task.folder.name for task in tasks]
+            counts["benchmarks"] = write_report(folder, benchmarks.items, matches, keys, names, split_of_row)
         write_splits(tasks, keys.starts, split_of_row, folder, workers, lease)
         return counts
 
     manifest = make_folder(out, "corpus", request, fill, lease)
     remove_outputs(parts)
+    (parts / ITEMS).unlink(missing_ok=True)
     return manifest
 
 

@@ -65,7 +65,7 @@ def _output_tasks(tasks: list[Task], starts: np.ndarray, split_of_row: np.ndarra
     source, outputs = parts / SPLIT_OF_ROW, []
     digest = sha256(source)
     for group in _groups_of_parts(starts, split_of_row):
-        of_group = [[tasks[index].folder.name, int(starts[index]), _part_sha256(tasks[index])] for index in group]
+        of_group = [[tasks[index].folder.name, int(starts[index]), part_sha256(tasks[index])] for index in group]
         target = parts / OUTPUTS / f"{len(outputs):05d}"
         outputs.append(Task("corpus part", source, digest, target, {"parts": of_group}))
     return outputs
@@ -81,7 +81,8 @@ def _groups_of_parts(starts: np.ndarray, split_of_row: np.ndarray) -> Iterator[r
             first, rows = index + 1, 0
 
 
-def _part_sha256(task: Task) -> str:
+def part_sha256(task: Task) -> str:
+    """The sha256 of the part that a task of pass one has made, from its receipt."""
     return read_manifest(task.folder, task.kind)["files"][PART_FILE]["sha256"]
 
 

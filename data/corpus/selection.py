@@ -25,7 +25,7 @@ from data.corpus.filters import EXCLUDED, RETRACTED, filter_code, first_filter, 
 from data.corpus.near_duplicates import near_duplicates
 from data.corpus.settings import CorpusSection
 
-LEFT_OUT = len(SPLITS)  # in place of the index of a split
+LEFT_OUT, NOT_NEWEST = len(SPLITS), len(SPLITS) + 1  # in place of the index of a split
 ROWS_PER_BATCH = 10_000  # read from a part at once
 ROWS_AT_ONCE = 1 << 20  # of all rows: temporary arrays of all of them would take too much memory
 SHARES = 16  # into which rows are divided for sorting
@@ -68,14 +68,26 @@ class Keys:
 
 
 def select_rows(
-    keys: Keys, settings: CorpusSection, validation_fraction: float, test_fraction: float
+    keys: Keys,
+    settings: CorpusSection,
+    validation_fraction: float,
+    test_fraction: float,
+    in_benchmarks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """For each row the index of its split, or LEFT_OUT (uint8); and the counts of the manifest."""
-    stays, counts = _newest_records(keys)
+    """For each row the index of its split, LEFT_OUT or NOT_NEWEST (uint8); and the counts of the manifest.
+
+    in_benchmarks: rows to leave out because they hold items of benchmarks.
+    """
+    newest, counts = _newest_records(keys)
+    stays = newest.copy()
     for code, (name, value) in enumerate(reasons(settings), start=1):
         dropped = int((stays & (keys.filter == code)).sum())
         counts[name] = counts.get(name, {}) | {value: dropped} if value else dropped
     stays &= keys.filter == 0
+    if in_benchmarks is not None:
+        before = int(stays.sum())
+        stays[in_benchmarks] = False
+        counts["in_benchmarks"] = before - int(stays.sum())
     counts["duplicates"] = _drop_duplicates(keys, stays) if settings.drop_duplicates else 0
     counts["near_duplicates"] = _drop_near_duplicates(keys, stays) if settings.drop_near_duplicates else 0
     counts["words"] = int(keys.words[stays].sum(dtype=np.int64))
@@ -83,6 +95,7 @@ def select_rows(
         bit = keys.cleaned.dtype.type(1 << index)
         counts[rule.name] = int((stays & (keys.cleaned & bit > 0)).sum())
     split_of_row = _draw_splits(keys.pmid, stays, validation_fraction, test_fraction)
+    split_of_row[~newest] = NOT_NEWEST
     return split_of_row, counts | {split: int((split_of_row == index).sum()) for index, split in enumerate(SPLITS)}
 
 
@@ -162,12 +175,13 @@ def funnel(counts: dict[str, Any]) -> list[tuple[str, int]]:
     # Manifests of earlier versions count one type, under a name of its own.
     types = counts.get("publication_types", {RETRACTED: counts["retracted"]} if "retracted" in counts else {})
     kept = sum(counts[split] for split in SPLITS)
+    last_steps = ("in_benchmarks", "duplicates", "near_duplicates")
     return [
         *((f"not read: {name}", number) for name, number in counts.get("not_read", {}).items()),
         ("records read", counts["records"]),
         *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in ("superseded", "deleted", *by_name)),
         *((f"- type: {name}", number) for name, number in types.items()),
-        *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in ("duplicates", "near_duplicates")),
+        *((f"- {name.replace('_', ' ')}", counts.get(name, 0)) for name in last_steps),
         ("kept", kept),
         *((f"  {split}", counts[split]) for split in SPLITS),
         ("words", counts["words"]),

@@ -19,6 +19,7 @@ from data.common.files import UserError
 from data.common.hashing import mix64
 from data.shards.indexed import IndexedTokens
 from data.shards.mixture import Mixture
+from data.shards.order import EpochOrder, epoch_salt
 from data.text.ids import EOS_ID, PAD_ID
 
 
@@ -72,23 +73,15 @@ class TrainingBlocks(Blocks):
                 f"{stream.folder}: the training split has {len(stream)} tokens, too few for blocks of {context_length}"
                 " tokens; lower train.context_length or bring more text"
             )
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._order = EpochOrder(self.blocks_per_epoch, seed)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """As `Blocks.read`."""
-        epoch, position = divmod(number, self.blocks_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.arange(self.blocks_per_epoch)
-            salt = self._salt(epoch, 0)
-            # In place: 8 bytes a block are all it takes. RandomState's stream is frozen; Generator's may change.
-            np.random.RandomState([salt % 2**32, salt // 2**32]).shuffle(self._order)
-        offset = int(mix64(np.array([epoch]), salt=self._salt(epoch, 1))[0] % np.uint64(self._context_length))
-        start = offset + int(self._order[position]) * self._context_length
+        epoch, index = self._order.locate(number)
+        draw = mix64(np.array([epoch]), salt=epoch_salt(self._seed, epoch, 1))[0]
+        start = int(draw % np.uint64(self._context_length)) + index * self._context_length
         tokens = self._stream.read(start - 1, start + self._context_length)
         return tokens[:-1], tokens[1:]
-
-    def _salt(self, epoch: int, use: int) -> int:
-        return int(mix64(np.array([2 * epoch + use]), salt=self._seed)[0])
 
 
 class MixedBlocks(Blocks):

@@ -2,7 +2,8 @@
 
 Every document ends in `</s>`. First each row group of the corpus becomes a part, in parallel; row groups are small, so
 all workers have work until the end. Then the documents of all parts are gathered in order. The tokenizer's files are
-copied into `tokenizer/`, so that a run and its export need no other folder.
+copied into `tokenizer/`, so that a run and its export need no other folder, and the corpus's manifest into `corpus/`,
+for the model card.
 """
 
 import shutil
@@ -15,15 +16,24 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from data.common.disk import disk_full_named
-from data.common.files import check_places, make_folder, parts_folder, read_manifest, sha256, verify_files, whole_file
+from data.common.files import (
+    MANIFEST,
+    check_places,
+    make_folder,
+    parts_folder,
+    read_manifest,
+    sha256,
+    verify_files,
+    whole_file,
+)
 from data.common.hashing import mix64
 from data.common.lease import Lease
 from data.common.ownership import remove_parts
 from data.common.parquet import SPLITS, split_files
 from data.common.workers import JobArray, Task, Workers, hold_for, progress, run_tasks, share_of
 from data.shards.indexed import IndexedTokens, write_index
-from data.text.ids import EOS_ID, UNK_ID
-from data.text.tokenizer import Tokenizer, tokenizer_files
+from data.text.ids import EOS_ID, UNK_ID, tokenizer_files
+from data.text.tokenizer import Tokenizer
 
 pc: Any = pyarrow.compute  # pyright cannot see its functions: pyarrow creates them at run time
 DOCUMENTS_PER_SHARD = 500_000
@@ -72,10 +82,15 @@ def _make_shards(
         done = tokenize()
         _load.cache_clear()  # this process may have been the worker
         counts: dict[str, Any] = {"vocabulary": len(loaded.vocabulary)}
+        if benchmarks := corpus_manifest["counts"].get("benchmarks"):
+            counts["benchmarks"] = benchmarks
         for split in splits:
             of_split = [index for index, task in enumerate(tasks) if task.source.name.startswith(f"{split}-")]
             counts[split] = _gather(folder, split, [tasks[index].folder / "part" for index in of_split])
             counts[split]["unknown_tokens"] = sum(done[index]["unknown_tokens"] for index in of_split)
+        (folder / "corpus").mkdir()
+        # It proves itself, so the manifest of the shards, on which runs depend, need not list it.
+        shutil.copyfile(corpus / MANIFEST, folder / "corpus" / MANIFEST)
         (folder / "tokenizer").mkdir()
         for name in tokenizer_files(tokenizer):
             shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)

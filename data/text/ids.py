@@ -1,7 +1,10 @@
-"""Special tokens, and the integer type of ids: all that a training rank needs to know of the text path."""
+"""Special tokens, the integer type of ids and the files of a tokenizer: what a training rank knows of the text path."""
+
+from pathlib import Path
 
 import numpy as np
 
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(len(SPECIAL_TOKENS))
 
@@ -13,3 +16,8 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
     refuse an unknown code. Ids are never negative and far below 2**31, so their bytes are those of uint32.
     """
     return np.dtype(np.uint16 if vocabulary_size <= 65_535 else np.int32)
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Those of TOKENIZER_FILES that a folder has. A folder from elsewhere may have no `tokenizer.json`."""
+    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]

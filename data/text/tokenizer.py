@@ -17,10 +17,9 @@ import pyarrow as pa
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, verify_files
 from data.text import moses
 from data.text.bpe import Merge, Segmenter
-from data.text.ids import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID, token_dtype
+from data.text.ids import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, TOKENIZER_FILES, UNK_ID, token_dtype
 from data.text.punctuation import normalize
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 FRAGMENTS_REMEMBERED = 1_000_000
 TOKENS_REMEMBERED = 250_000
 LONGEST_REMEMBERED = 60  # characters of a fragment: bounds the bytes of the memory too
@@ -85,11 +84,6 @@ class Tokenizer:
     def tokens(self, ids: list[int]) -> list[str]:
         """The tokens that ids stand for, as the vocabulary writes them."""
         return [self._tokens[index] for index in ids]
-
-
-def tokenizer_files(folder: Path) -> list[str]:
-    """Those of TOKENIZER_FILES that a folder has. A folder from elsewhere may have no `tokenizer.json`."""
-    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def read_merges(path: Path) -> list[Merge]:

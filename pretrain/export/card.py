@@ -1,76 +1,203 @@
-"""The model card: README.md of an exported folder."""
+"""The model card: README.md of an exported folder, written from the manifests of the data and of the run.
+
+Each section is a function. One that has nothing to say returns "".
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
+from data.archive.download import TERMS
 from data.common.files import read_json
-from pretrain.objective import Objective
-from pretrain.recipe import Recipe
+from data.corpus.selection import funnel
+from pretrain.objectives.objective import Objective
+from pretrain.recipe import PATHS, Recipe
+from pretrain.record import markdown_table
 from pretrain.report import CURVES
+
+CONTINUES = """\
+In the folder of this card, this continues a prompt and prints the loss of a text:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "."  # or the model's name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+prompt = tokenizer("The role of", return_tensors="pt")
+output = model.generate(**prompt, max_new_tokens=20)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+text = tokenizer("Aspirin inhibits the aggregation of platelets.", return_tensors="pt")
+print(model(**text, labels=text["input_ids"]).loss.item(), "nats a token")
+```
+
+`pipeline("text-generation")` decodes the continuation alone, so it joins the first new word to the prompt."""
+CLASSIFIES = """\
+In the folder of this card, this classifies {what}:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("{task}", ".")  # or the model's name on the Hub
+print(classify("Aspirin inhibits the aggregation of platelets."))
+```"""
+USES = {
+    "BioGptForCausalLM": ("text-generation", CONTINUES),
+    "BioGptForTokenClassification": ("token-classification", CLASSIFIES.replace("{what}", "the tokens of a text")),
+    "BioGptForSequenceClassification": ("text-classification", CLASSIFIES.replace("{what}", "a text")),
+}
+"""transformers' class of the model -> the Hub's name of its task, and how to use it."""
+OTHERS = "Text from elsewhere than PubMed belongs to its authors."
+LIMITS = """\
+## Intended use and limits
+
+The model is meant for research on biomedical text: it can be fine-tuned, scored on benchmarks and studied.
+
+- It is no source of medical advice. Its sentences sound right and may be false, and it names no sources.
+- It has learned from titles and abstracts. Full articles, clinical notes and other languages are outside its data.
+- It repeats the errors and biases of the literature, which include articles that were retracted later.
+- It knows nothing that was published after its data, which may not be current.
+- Nobody has tested it for use with patients, and no filter keeps it from harmful or private content."""
+CITATION = """\
+## Citation
+
+The architecture, the tokenizer and the recipe that this model follows are BioGPT's:
+
+```bibtex
+@article{luo2022biogpt,
+  title = {{BioGPT}: generative pre-trained transformer for biomedical text generation and mining},
+  author = {Luo, Renqian and Sun, Liai and Xia, Yingce and Qin, Tao and Zhang, Sheng and Poon, Hoifung
+            and Liu, Tie-Yan},
+  journal = {Briefings in Bioinformatics},
+  volume = {23},
+  number = {6},
+  pages = {bbac409},
+  year = {2022},
+  doi = {10.1093/bib/bbac409}
+}
+```
+
+It was trained with biogpt-pretrain, which is free software under the licence Apache-2.0."""
+UPLOAD = """\
+## Upload
+
+In this folder, one line uploads it to the Hub:
+
+```bash
+hf upload USER/NAME .
+```"""
 
 
 def model_card(
-    folder: Path, name: str, recipe: Recipe, objective: Objective, state: dict[str, Any], counts: dict[str, Any]
+    folder: Path, recipe: Recipe, objective: Objective, state: dict[str, Any], counts: dict[str, Any], license: str
 ) -> str:
-    """The card of the model `name` in a folder: data, recipe, losses, and the curves if the folder has their picture.
+    """The card of the model in a folder. It names neither the folder nor any other of this machine.
 
-    counts: those of the folder's manifest.
+    state: of the checkpoint; counts: those of the folder's manifest; license: identifier of the Hub, "unknown" if none
+    was chosen.
     """
-    held_out = counts["held_out"]
-    no_paths = {"data": True, "train": {"run"}, "model": {"weights"}, "deepspeed": {"config"}}
-    settings = json.dumps(recipe.model_dump(exclude=no_paths), indent=2)
-    origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
     kind, figures = objective.describe()
-    others = {name: value for name, value in held_out.items() if name not in ("loss", "tokens")}
-    rows = figures | {
-        "optimizer steps, tokens a step": f"{state['step']:,}, {recipe.train.global_batch_tokens:,}",
-        "held-out loss by transformers, nats a target": f"{held_out['loss']:.4f}",
-        **{f"held-out {name.replace('_', ' ')}": f"{value:.5g}" for name, value in others.items()},
-        "held-out targets": f"{held_out['tokens']:,}",
-        "the same loss as the run recorded it": f"{counts['recorded_loss']:.4f}",
-    }
-    table = "\n".join(f"| {what} | {figure} |" for what, figure in rows.items())
-    curves = f"![Losses, learning rate and throughput by step]({CURVES})\n\n" if (folder / CURVES).is_file() else ""
+    task, usage = USES[read_json(folder / "config.json")["architectures"][0]]
+    sections = [
+        f"# Biomedical {kind.removesuffix(',')} of {counts['parameters']:,} parameters",
+        f"A BioGPT-shaped {kind.removesuffix(',')},\n{_origin(recipe)}.",
+        usage.replace("{task}", task),
+        _special_tokens(folder),
+        f"## Figures\n\n{_figures(recipe, figures, state, counts)}",
+        f"![Losses, learning rate and throughput by step]({CURVES})" if (folder / CURVES).is_file() else "",
+        _training_data(objective.corpora()),
+        _recipe(recipe, objective.corpora()),
+        LIMITS,
+        CITATION,
+        _licence(license),
+        UPLOAD,
+    ]
+    return "\n\n".join([_front_matter(task, license), *filter(None, sections)]) + "\n"
+
+
+def _origin(recipe: Recipe) -> str:
+    if recipe.on_records():
+        return "fine-tuned with biogpt-pretrain on records of a task"
+    origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
+    return f"{origin} with biogpt-pretrain on titles and abstracts in PubMed's format"
+
+
+def _front_matter(task: str, license: str) -> str:
+    """What the Hub reads of a card."""
+    data = ModelCardData(
+        language="en",
+        license=license,
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["biogpt", "biomedical"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _special_tokens(folder: Path) -> str:
     unused = unused_ids(folder)
     longer = (
         f" `len(tokenizer)` is {unused} above the model's vocabulary; the tokenizer never produces those ids."
         if unused
         else ""
     )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-language: en
-tags: [biogpt, biomedical, pretraining]
----
-# {name}
+    return (
+        "A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside"
+        f" a\ntext was plain text; transformers' tokenizer reads it as the special token.{longer}"
+    )
 
-A BioGPT-shaped {kind} of {counts["parameters"]:,} parameters, {origin} with
-biogpt-pretrain on titles and abstracts in PubMed's format.
 
-| | |
-|---|---|
-{table}
+def _figures(recipe: Recipe, of_data: dict[str, str], state: dict[str, Any], counts: dict[str, Any]) -> str:
+    """A table of the data, the training and the held-out loss."""
+    held_out, averaged = counts["held_out"], counts.get("averaged_steps", ())
+    others = {name: value for name, value in held_out.items() if name not in ("loss", "tokens")}
+    rows = of_data | {
+        "optimizer steps": f"{state['step']:,} of {recipe.global_batch()}",
+        **({"weights: the mean of the steps": ", ".join(f"{step:,}" for step in averaged)} if averaged else {}),
+        "held-out loss by transformers, nats a target": f"{held_out['loss']:.4f}",
+        **{f"held-out {name.replace('_', ' ')}": f"{value:.5g}" for name, value in others.items()},
+        "held-out targets": f"{held_out['tokens']:,}",
+        "the same loss by biogpt-pretrain": f"{counts.get('recorded_loss', counts.get('computed_loss')):.4f}",
+    }
+    return markdown_table(["", ""], [list(row) for row in rows.items()])
 
-{curves}A text begins with `</s>`, which the tokenizer adds. In training, a literal `</s>`, `<pad>` or `<unk>` inside a
-text was plain text; transformers' tokenizer reads it as the special token.{longer}
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+def _training_data(corpora: dict[str, dict[str, Any]]) -> str:
+    """Where the text comes from, what became of its records, and whose it is. corpora: as `Objective.corpora`."""
+    parts, rights = [], {}
+    for name, manifest in corpora.items():
+        inputs, files = manifest["request"]["inputs"], []
+        pubmed = sum(file.endswith((".xml", ".xml.gz")) for file in inputs)
+        for kind, number, right in (("PubMed's XML", pubmed, TERMS), ("other text", len(inputs) - pubmed, OTHERS)):
+            if number:
+                files.append(f"{number:,} of {kind}")
+                rights[kind] = right
+        heading = f"### {name}\n\n" if len(corpora) > 1 else ""
+        rows = [[what, f"{number:,}"] for what, number in funnel(manifest["counts"]) if number]
+        parts.append(f"{heading}Files: {', '.join(files)}.\n\n{markdown_table(['records', ''], rows)}")
+    return "\n\n".join(["## Training data", *parts, *rights.values()]) if parts else ""
 
-folder = "hf"  # the folder of this card
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-output = model.generate(**tokenizer("The role of", return_tensors="pt"), max_new_tokens=20)
-print(tokenizer.decode(output[0], skip_special_tokens=True))
-```
 
-`pipeline("text-generation")` decodes the continuation alone, so it joins the first new word to the prompt.
+def _recipe(recipe: Recipe, corpora: dict[str, dict[str, Any]]) -> str:
+    """The settings of the run and of its corpora, without paths and without keys that have no value."""
+    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
+    for section, key in PATHS:
+        settings[section].pop(key, None)
+    for name, manifest in corpora.items():
+        chosen = {key: value for key, value in manifest["request"]["corpus"].items() if value not in (None, "")}
+        settings["corpus" if len(corpora) == 1 else f"corpus {name}"] = chosen
+    return f"## Recipe\n\n```json\n{json.dumps(settings, indent=2, ensure_ascii=False)}\n```"
 
-```json
-{settings}
-```
-"""
+
+def _licence(license: str) -> str:
+    stated = (
+        "No licence was stated for these weights; `biogpt export --license` states one."
+        if license == "unknown"
+        else f"These weights are published under the licence `{license}`."
+    )
+    return f"## Licence\n\n{stated} It does not cover the texts that the model was trained on."
 
 
 def unused_ids(folder: Path) -> int:

@@ -5,63 +5,91 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from huggingface_hub import save_torch_state_dict
 
 from data.common.files import UserError, make_folder, read_json, read_manifest, write_json
-from data.text.tokenizer import tokenizer_files
+from data.text.ids import tokenizer_files
 from model.architecture import Architecture
+from pretrain.checkpoint import step_of
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
 from pretrain.load import best_device, load_model, load_run
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.record import read_record
 from pretrain.report import CURVES, plot_curves
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FILE_BYTES = 5_000_000_000
+"""Weights that take more than this are written as several files, with an index of them."""
 
-def export(run: Path, out: Path, shards: Path | None = None, step: str = "") -> dict[str, Any]:
-    """Write a checkpoint of `run` as the HF folder `out`. Returns its manifest.
 
-    shards: where the run's shards are now, if they have moved; step: as for `load_run`. Raises UserError if the shards
-    are not the run's, and RuntimeError if transformers does not find the run's held-out loss and our model's logits.
+def export(
+    run: Path,
+    out: Path,
+    shards: Path | None = None,
+    step: str = "",
+    average: int = 1,
+    dtype: str = "fp32",
+    license: str = "unknown",
+) -> dict[str, Any]:
+    """Write a checkpoint of `run`, or the mean of several, as the HF folder `out`. Returns its manifest.
+
+    shards: where the run's shards or records are now, if they have moved; step, average: as for `load_run`; dtype: a
+    name in DTYPES, in which the weights are written; license: what the card says of the weights' licence. Raises
+    UserError if the shards are not the run's, and RuntimeError if transformers does not find the held-out loss and our
+    model's logits.
     """
-    recipe, checkpoint, state = load_run(run, step)
+    recipe, checkpoints, state = load_run(run, step, average)
     recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
+        what = "records" if recipe.on_records() else "shards"
+        places = recipe.data.records or ", ".join(map(str, recipe.shards_folders().values()))
         raise UserError(
-            f"{', '.join(map(str, recipe.shards_folders().values()))}: not the shards that {run} was trained on; name"
-            " the right ones with --shards, or several of them in its recipe.toml"
+            f"{places}: not the {what} that {run} was trained on; name the right ones with --shards, or several of them"
+            " in its recipe.toml"
         )
     objective.verify()
-    model = load_model(checkpoint, objective, best_device()).with_positions(recipe.context_length())
+    model = load_model(checkpoints, objective, best_device())
+    if not recipe.on_records():  # fine-tuning leaves positions beyond its context as pretraining made them
+        model = model.with_positions(recipe.context_length())
 
     def fill(folder: Path) -> dict[str, Any]:
-        write_hf_files(folder, model, run / "tokenizer")
-        checks = prove(folder, model, objective, recipe, state)
-        counts = {"step": state["step"], "parameters": model.config.parameter_count(), **checks}
-        name = run.resolve().name
+        write_hf_files(folder, model, run / "tokenizer", DTYPES[dtype])
+        recorded = state if len(checkpoints) == 1 else None
+        checks = prove(folder, model, objective, recipe, recorded, DTYPES[dtype])
+        averaged = {"averaged_steps": list(map(step_of, checkpoints))} if len(checkpoints) > 1 else {}
+        counts = {"step": state["step"], **averaged, "parameters": model.config.parameter_count(), **checks}
         with contextlib.suppress(UserError):  # only a checkpoint is needed, not a record
-            plot_curves({name: read_record(run)}, folder / CURVES)
-        card = model_card(folder, name, recipe, objective, state, counts)
+            plot_curves({"this model": read_record(run)}, folder / CURVES)
+        card = model_card(folder, recipe, objective, state, counts, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return counts
 
-    request = {"checkpoint": read_manifest(checkpoint, "checkpoint")["files"]["model.safetensors"]["sha256"]}
+    hashes = [read_manifest(each, "checkpoint")["files"]["model.safetensors"]["sha256"] for each in checkpoints]
+    # Options of later versions are recorded where they are not the default, so that earlier exports stay valid.
+    chosen, default = {"dtype": dtype, "license": license}, {"dtype": "fp32", "license": "unknown"}
+    request = {"checkpoint": hashes[0] if len(hashes) == 1 else hashes}
+    request |= {key: value for key, value in chosen.items() if value != default[key]}
     return make_folder(out, "hf", request, fill)
 
 
-def write_hf_files(folder: Path, model: Architecture, tokenizer: Path) -> None:
-    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files."""
+def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json, generation_config.json, the weights in this dtype and the tokenizer's files."""
     config = model.config
-    write_json(folder / "config.json", model.hf_config())
+    write_json(folder / "config.json", model.hf_config() | {"dtype": str(dtype).removeprefix("torch.")})
     ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "pad", "eos")}
     write_json(folder / "generation_config.json", ids)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in model.to_hf(dict(model.state_dict())).items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable for the owner only
+    # A copy, because the file may hold no part of a larger tensor, such as the embedding without its padding.
+    converted = model.to_hf(dict(model.state_dict()))
+    weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in converted.items()}
+    save_torch_state_dict(weights, folder, max_shard_size=FILE_BYTES)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors makes it readable for the owner only
     for name in tokenizer_files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
     tokenizer_config = read_json(tokenizer / "tokenizer_config.json")
-    write_json(
-        folder / "tokenizer_config.json", tokenizer_config | {"model_max_length": config.max_position_embeddings}
-    )
+    # transformers 4 would also give the model token_type_ids, which BioGPT does not take.
+    added = {"model_max_length": config.max_position_embeddings, "model_input_names": ["input_ids", "attention_mask"]}
+    write_json(folder / "tokenizer_config.json", tokenizer_config | added)

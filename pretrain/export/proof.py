@@ -7,42 +7,57 @@ import torch
 
 from model.architecture import Architecture
 from pretrain.held_out import PROBE_EXAMPLES, held_out_loss, to_device
-from pretrain.objective import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe
 
 LOSS_BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
-"""How far the export's held-out loss, in fp32, may be from the run's, in its own precision, in nats a target."""
+"""How far the export's held-out loss may be from the run's, in nats a target, by the less precise of the two: the run's
+precision and the exported one. The mean of checkpoints has no recorded loss, so ours in fp32 takes its place."""
 OUTPUTS_BOUND = 1e-4
 """How far the outputs of transformers' model may be from ours, for two held-out examples."""
 
 
 @torch.no_grad()
 def prove(
-    folder: Path, model: Architecture, objective: Objective, recipe: Recipe, state: dict[str, Any]
+    folder: Path,
+    model: Architecture,
+    objective: Objective,
+    recipe: Recipe,
+    state: dict[str, Any] | None,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Compare transformers' model of a folder with ours and with the loss that the run recorded.
+    """Compare transformers' model of a folder with ours, by its logits and its held-out loss.
 
-    Returns the figures compared. Raises RuntimeError if the folder does not hold the model that was trained.
+    state: of the checkpoint, whose recorded loss is compared; None means that our model's loss is computed, as the mean
+    of several checkpoints needs. dtype: of the exported weights; afterwards the model has weights rounded to it. The
+    logits are compared in fp32, for the same weights, and the loss in this dtype. Returns the figures compared. Raises
+    RuntimeError if the folder does not hold the model that was trained.
     """
-    device = next(model.parameters()).device
+    device, sources = next(model.parameters()).device, objective.held_out()
+    batch_size = min(recipe.train.micro_batch_size, 8)
+    if state:
+        precision, (expected, max_examples) = state["probe"]["precision"], recorded_loss(recipe, state)
+    else:
+        precision, max_examples = "fp32", 0
+        expected = held_out_loss(model, sources, batch_size, device)["loss"]
+    model.to(dtype).float()
     exported = objective.load_exported(folder, device)
-    sources = objective.held_out()
     held_out = next(iter(sources.values()))
     examples = range(min(2, held_out.examples))
     batch = to_device(held_out.batch(examples, len(examples)), device)
     difference = float((exported.outputs(*batch) - objective.outputs(model, batch)).abs().max())
     if not difference <= OUTPUTS_BOUND:
         raise RuntimeError(f"export: transformers' logits differ from the decoder's by {difference:.2e}")
-    recorded, max_examples = recorded_loss(recipe, state)
-    batch_size = min(recipe.train.micro_batch_size, 8)
+    exported.model.to(dtype)
     found = held_out_loss(exported.loss, sources, batch_size, device, max_examples)
-    bound = LOSS_BOUND[state["probe"]["precision"]]
-    if not abs(found["loss"] - recorded) <= bound:
+    bound = max(LOSS_BOUND[precision], LOSS_BOUND["fp32" if dtype == torch.float32 else "bf16"])
+    if not abs(found["loss"] - expected) <= bound:
+        whose = f"the run recorded {expected:.6f} at step {state['step']}" if state else f"ours is {expected:.6f}"
         raise RuntimeError(
-            f"export: transformers' held-out loss is {found['loss']:.6f}, the run recorded {recorded:.6f} at step"
-            f" {state['step']}; they may differ by {bound}"
+            f"export: transformers' held-out loss is {found['loss']:.6f}, {whose}; they may differ by {bound}"
         )
-    return {"recorded_loss": recorded, "held_out": found, "largest_logit_difference": difference}
+    named = {"recorded_loss" if state else "computed_loss": expected}
+    return {**named, "held_out": found, "largest_logit_difference": difference}
 
 
 def recorded_loss(recipe: Recipe, state: dict[str, Any]) -> tuple[float, int]:

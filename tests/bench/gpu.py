@@ -28,6 +28,7 @@ import psutil
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
 from data.common.files import read_manifest
 from data.text.ids import EOS_ID
@@ -72,6 +73,8 @@ class Place(NamedTuple):
     """"cuda" or "cpu"."""
     folder: Path
     """For runs; the sample is in `sample/`."""
+    table: Path = Path("gpu.md")
+    """Longer lists are written beside it."""
 
     @property
     def shards(self) -> Path:
@@ -239,10 +242,8 @@ def utilization(place: Place, tokens_per_second: float) -> str:
     return f"{tokens_per_second:,.0f} tokens/s, {share}"
 
 
-def engine_speed(place: Place, micro_batch_size: int, *more: str) -> str:
-    """Two steps of the recipe `biogpt` under DeepSpeed as it trains, after one to warm up: speed, MFU, peak memory."""
-    accumulation = 16 if place.device == "cuda" else 2
-    micro_batch_size = micro_batch_size if place.device == "cuda" else 2
+def engine_step(place: Place, micro_batch_size: int, accumulation: int, *more: str) -> Callable[[int], None]:
+    """A step of the recipe `biogpt` under DeepSpeed as it trains, on random tokens, by its number."""
     shape = [f"model.{key}={value}" for key, value in place.shape.items() if key != "vocab_size"]
     length = place.shape["max_position_embeddings"]
     tokens = accumulation * micro_batch_size * length
@@ -270,6 +271,14 @@ def engine_speed(place: Place, micro_batch_size: int, *more: str) -> str:
                 engine.step()
         engines.finish_step(engine)
 
+    return step
+
+
+def engine_speed(place: Place, micro_batch_size: int, *more: str) -> str:
+    """Speed, MFU and peak memory of two engine steps, after one to warm up."""
+    accumulation = 16 if place.device == "cuda" else 2
+    micro_batch_size = micro_batch_size if place.device == "cuda" else 2
+    step = engine_step(place, micro_batch_size, accumulation, *more)
     step(0)
     synchronize(place.device)
     if place.device == "cuda":
@@ -278,10 +287,50 @@ def engine_speed(place: Place, micro_batch_size: int, *more: str) -> str:
     step(1)
     step(2)
     synchronize(place.device)
-    speed = 2 * tokens / (time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
     assert counters["stats"]["unique_graphs"] == graphs, "recompiled after the first step"
     memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if place.device == "cuda" else ""
-    return f"{utilization(place, speed)}{memory}"
+    tokens = accumulation * micro_batch_size * place.shape["max_position_embeddings"]
+    return f"{utilization(place, 2 * tokens / seconds)}{memory}"
+
+
+PARTS = {
+    "attention": ("flash", "fmha", "cudnn"),
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "aten::mm", "addmm"),
+    "compiled": ("triton",),
+    "copies": ("memcpy", "memset"),
+}
+"""Kinds of kernels by what their names contain; the first that fits counts."""
+
+
+def kernel_times(place: Place, micro_batch_size: int, *more: str) -> str:
+    """Milliseconds a micro-batch by kind of kernel, and those without a kernel. A file lists all kernels."""
+    gpu, accumulation = place.device == "cuda", 2
+    step = engine_step(place, micro_batch_size if gpu else 2, accumulation, *more)
+    step(0)
+    synchronize(place.device)
+    begun = time.perf_counter()
+    step(1)
+    synchronize(place.device)
+    wall = (time.perf_counter() - begun) / accumulation * 1e3
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as profiler:
+        step(2)
+        synchronize(place.device)
+    kernels = [each for each in profiler.key_averages() if ("CUDA" in str(each.device_type)) == gpu]
+    milliseconds = {
+        each.key: (each.self_device_time_total if gpu else each.self_cpu_time_total) / accumulation / 1e3
+        for each in kernels
+    }
+    longest = sorted(milliseconds, key=lambda name: -milliseconds[name])
+    counts = {each.key: each.count / accumulation for each in kernels}
+    lines = [f"{milliseconds[name]:9.3f} ms {counts[name]:6.1f} x  {name}\n" for name in longest]
+    place.table.with_suffix(".kernels.txt").write_text("".join(lines))
+    parts: Counter[str] = Counter()
+    for name in longest:
+        part = next((part for part, words in PARTS.items() if any(word in name.lower() for word in words)), "others")
+        parts[part] += milliseconds[name]
+    told = ", ".join(f"{part} {found:.1f}" for part, found in parts.most_common())
+    return f"{told}; none {wall - sum(parts.values()):.1f} of {wall:.1f} ms"
 
 
 def against(place: Place, compiled: bool) -> str:
@@ -348,12 +397,13 @@ ROWS = [
     Row("documents packed against each alone, bf16", documents_alone, wanted="1e-3, 0.1"),
     Row("waits for the GPU in a step of 8 micro-batches", waited, wanted="2"),
     Row("347M, micro-batch 32, compiled, dropout 0", engine_speed, (32, COMPILED, *dropout(0, 0)), "50 %", 90),
-    Row("the same with dropout 0.1", engine_speed, (32, COMPILED, *dropout(0.1, 0.1)), "45 %", 90),
+    Row("the same, milliseconds a micro-batch", kernel_times, (32, COMPILED, *dropout(0, 0))),
+    Row("347M with dropout 0.1", engine_speed, (32, COMPILED, *dropout(0.1, 0.1)), "45 %", 90),
     Row("with dropout 0.1, none in attention", engine_speed, (32, COMPILED, *dropout(0.1, 0)), "", 90),
     Row("inside documents, dropout 0", engine_speed, (32, COMPILED, DOCUMENTS, *dropout(0, 0)), "", 90),
     Row("eager, dropout 0", engine_speed, (32, EAGER, *dropout(0, 0)), "", 60),
     Row("micro-batch 16, against transformers' `BioGptForCausalLM`, sdpa", against, (False,), "2x", 90),
-    Row("the same against it with torch.compile", against, (True,), "1.3x", 120),
+    Row("against it with torch.compile", against, (True,), "1.3x", 120),
     Row("micro-batch 16, compiled, dropout 0", engine_speed, (16, COMPILED, *dropout(0, 0)), "", 60),
     Row("inside documents, dropout 0.1", engine_speed, (32, COMPILED, DOCUMENTS, *dropout(0.1, 0.1)), "", 90),
     Row("eager, dropout 0.1", engine_speed, (32, EAGER, *dropout(0.1, 0.1)), "", 60),
@@ -417,7 +467,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         make_sample(Path(temporary) / "sample")
         for number, row in enumerate(each for each in ROWS if given.only in each.what):
-            place = Place(device, Path(temporary) / str(number))
+            place = Place(device, Path(temporary) / str(number), given.out)
             place.folder.mkdir()
             (place.folder / "sample").symlink_to(Path(temporary) / "sample")
             begun = time.monotonic()

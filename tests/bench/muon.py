@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from pretrain.engine import build_engine, finish_step
 from pretrain.muon import orthogonalize
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from tests.bench.machine import machine
 from tests.pretrain.runs import make_sample

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pretrain.train as program
-from pretrain.objective import NextToken
+from pretrain.objectives.next_token import NextToken
 from pretrain.recipe import load_recipe
 from pretrain.saver import Saver
 from tests.bench.checkpoint_run import INTERVAL, own_memory

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 from model.hf import hf_config, to_hf
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.engine import init_distributed
-from pretrain.objective import Objective, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 from tests.bench.killed import strike
 

@@ -17,6 +17,7 @@ from data.corpus.selection import funnel
 from data.corpus.settings import CorpusSection
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
+from pretrain.bits_per_byte import evaluate_corpora
 from pretrain.export.folder import export
 from pretrain.inference import evaluate_folder
 from tests.data.corpora import rows
@@ -116,7 +117,10 @@ def test_an_old_run_is_exported_and_an_old_export_loads(old: Path, losses: dict[
     counts = export(old / "run", old / "again", old / "shards")["counts"]
     assert counts["recorded_loss"] == losses["validation/loss"][-1]
     for folder in (old / "hf", old / "again", old / "run"):
-        result = evaluate_folder(folder, old / "shards", None, "test")
-        assert result["loss"] == pytest.approx(evaluate_folder(old / "hf", old / "shards", None, "test")["loss"])
+        result = evaluate_folder(folder, old / "shards", "test")
+        assert result["loss"] == pytest.approx(evaluate_folder(old / "hf", old / "shards", "test")["loss"])
+    scores = evaluate_corpora([old / "run", old / "hf", old / "again"], [old / "corpus"], "test").values()
+    (losses_alone,) = zip(*([score.loss for score in sources.values()] for sources in scores), strict=True)
+    assert losses_alone == pytest.approx([losses_alone[0]] * 3, abs=1e-5)
     weights = [observe.describe(folder)["model.safetensors"] for folder in (old / "hf", old / "again")]
     assert weights[0] == weights[1]

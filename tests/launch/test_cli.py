@@ -32,6 +32,7 @@ COMMANDS = (
     "report",
     "compare",
     "evaluate",
+    "benchmark",
     "export",
     "generate",
     "quickstart",
@@ -48,6 +49,7 @@ def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
     code = (
         "import sys; sys.argv = ['biogpt', '--help']\n"
         "import launch.cli, data.corpus.build, data.text.train, data.shards.build, data.archive.sample\n"
+        "import data.corpus.benchmarks, pretrain.tasks.find\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -151,7 +153,7 @@ def test_mistakes_before_training_are_named(
 def test_a_checkpoint_of_another_shape_is_named_before_ranks_start(
     sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pretrain.objective import make_objective
+    from pretrain.objectives.kinds import make_objective
     from pretrain.recipe import load_recipe
     from pretrain.run_folder import write_run_manifest
     from tests.pretrain.runs import write_checkpoint
@@ -239,7 +241,7 @@ def test_shards_are_verified(
     """A flipped bit in any file, the manifest's too, is found and named."""
     shards = shutil.copytree(sample_folder / "shards", tmp_path / "shards")
     result = CliRunner().invoke(app, ["shards", "--verify", str(shards)])
-    number = sum(path.is_file() for path in shards.rglob("*")) - 1  # without the manifest
+    number = sum(path.is_file() for path in shards.rglob("*")) - 2  # without the manifests
     assert result.exit_code == 0 and result.output.startswith(f"{shards}: {number} files"), result.output
     for path in [path for path in shards.rglob("*") if path.is_file()]:
         whole = path.read_bytes()

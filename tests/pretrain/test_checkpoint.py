@@ -19,7 +19,7 @@ from pretrain.checkpoint import (
     read_state,
     verify_checkpoint,
 )
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import (
     back_to_step_4,

@@ -41,8 +41,8 @@ def test_a_step_or_the_best_is_exported_and_evaluated(copy: Path, sample_folder:
         out = tmp_path / f"hf-{step}"
         counts = export(copy, out, None, step)["counts"]
         assert counts["step"] == expected and counts["recorded_loss"] == losses[expected]
-        results = [evaluate_folder(copy, sample_folder / "shards", None, "test", step)]
-        results.append(evaluate_folder(out, sample_folder / "shards", None, "test"))
+        results = [evaluate_folder(copy, sample_folder / "shards", "test", step)]
+        results.append(evaluate_folder(out, sample_folder / "shards", "test"))
         assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-5)
     with pytest.raises(UserError, match="has no checkpoint of step 5; there are 2, 4, 6"):
         export(copy, tmp_path / "none", None, "5")

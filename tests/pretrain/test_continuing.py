@@ -49,7 +49,7 @@ def test_a_new_run_starts_from_the_export_with_a_fresh_schedule(
     assert different_tokenizer_file(shards / "tokenizer", run / "tokenizer") == ""
     chosen = [*settings(shards, tmp_path / "run", f"model.weights={hf}"), "train.steps=4", "schedule.kind=linear"]
     one_rank.run(run_case, chosen)
-    before = evaluate_folder(hf, shards, None, "validation")["loss"]
+    before = evaluate_folder(hf, shards, "validation")["loss"]
     losses, rates = (metrics(tmp_path / "run", name) for name in ("validation/loss", "train/learning_rate"))
     assert losses[0] == pytest.approx(before, abs=1e-5) and losses[4] < losses[0]
     recipe = load_recipe("tiny", chosen)

@@ -14,7 +14,7 @@ from pretrain.checkpoint import list_checkpoints, newest_checkpoint, prune, step
 from pretrain.engine import init_distributed
 from pretrain.evaluate import Evaluator
 from pretrain.export.folder import export
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from pretrain.saver import first_not_finite
 from pretrain.train import build

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pretrain.dry_run import dry_run
-from pretrain.objective import NextToken
+from pretrain.objectives.next_token import NextToken
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import run_case, settings
 from tests.pretrain.started import BIOGPT, Started

@@ -13,6 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from data.common.files import UserError, read_manifest
 from pretrain import ROOT
 from pretrain.engine import compiles
+from pretrain.given import SHAPE
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import metrics, plain_losses, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
@@ -67,6 +68,9 @@ def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cp
     headers.mkdir()
     (headers / "Python.h").touch()
     assert compiles(load_recipe("tiny")) and not compiles(load_recipe("tiny", ["train.compile=false"]))
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(SHAPE, 64)))
+    tuned = load_recipe("finetune-pubmedqa", [f"model.weights={tmp_path}", "data.records=records"])
+    assert not compiles(tuned)  # padded records have many lengths
 
 
 def end_of_run(run: Path) -> tuple[dict[int, float], dict[str, str]]:

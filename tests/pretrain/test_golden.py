@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-import pretrain.objective
+import pretrain.objectives.next_token
 import pretrain.train
 from model.config import DecoderConfig
 from model.decoder import Decoder, DecoderLayer, is_dropped
@@ -123,12 +123,12 @@ class NaiveDecoder(Decoder):
 
 def naive_case(variants: list[list[str]]) -> list[list[float]]:
     """`losses_case` with layers left out from outside."""
-    right = pretrain.objective.Decoder
-    pretrain.objective.Decoder = NaiveDecoder  # type: ignore[misc]
+    right = pretrain.objectives.next_token.Decoder
+    pretrain.objectives.next_token.Decoder = NaiveDecoder  # type: ignore[misc]
     try:
         return losses_case(variants)
     finally:
-        pretrain.objective.Decoder = right
+        pretrain.objectives.next_token.Decoder = right
 
 
 def test_layers_left_out_from_outside_train_wrongly_at_stage_3(

@@ -11,7 +11,7 @@ from data.common.files import read_manifest
 from data.shards.blocks import TokenStream
 from model.decoder import Decoder
 from pretrain.held_out import held_out_loss, to_device
-from pretrain.objective import HeldOutBlocks
+from pretrain.objectives.next_token import HeldOutBlocks
 from pretrain.recipe import load_recipe
 from tests.pretrain.runs import settings
 from tests.ranks import Ranks

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.metrics import Metrics, Reporter, rank_figures, spike_bound
-from pretrain.objective import NextToken
+from pretrain.objectives.next_token import NextToken
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
 from tests.data.common.small_disk import room, small_disk

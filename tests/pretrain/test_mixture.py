@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 
 from data.archive.sample import write_sample
-from data.common.files import UserError
+from data.common.files import UserError, read_manifest
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
 from pretrain.checkpoint import newest_checkpoint, read_state
 from pretrain.export.folder import export
 from pretrain.inference import evaluate_folder
-from pretrain.objective import VERIFIED, make_objective
+from pretrain.objectives.kinds import make_objective
+from pretrain.objectives.next_token import VERIFIED
 from pretrain.recipe import load_recipe, write_recipe
 from tests.pretrain.runs import back_to_step_4, metrics, refused_case, run_case, settings
 from tests.ranks import Ranks
@@ -69,15 +71,22 @@ def test_a_resume_in_the_middle_is_exact_and_elastic(
 
 def test_the_held_out_loss_is_that_of_each_folder_and_their_mean_by_weight(folders: dict[str, Path], run: Path) -> None:
     """Against evaluations of each folder alone."""
-    alone = {name: evaluate_folder(run, folder, None, "validation") for name, folder in folders.items()}
+    alone = {name: evaluate_folder(run, folder, "validation") for name, folder in folders.items()}
     for name, found in alone.items():
         for figure in ("loss", "perplexity", "bits_per_byte", "tokens"):
             assert metrics(run, f"validation/{name}/{figure}")[8] == pytest.approx(found[figure], rel=1e-4)
     expected = sum(WEIGHTS[name] * found["loss"] for name, found in alone.items())
     assert len({round(found["loss"], 3) for found in alone.values()}) == 3
     assert metrics(run, "validation/loss")[8] == pytest.approx(expected, rel=1e-5)
-    together = evaluate_folder(run, None, None, "validation")
+    together = evaluate_folder(run, None, "validation")
     assert together["loss"] == pytest.approx(expected, rel=1e-5)
+    assert together["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    shares, text = 0.0, 0.0  # nats and bytes of a token of the mixture, counted from the corpora of the folders
+    for name, folder in folders.items():
+        counts = read_manifest(folder, "shards")["counts"]["validation"]
+        shares += float(WEIGHTS[name]) * alone[name]["loss"]
+        text += float(WEIGHTS[name]) * counts["text_bytes"] / counts["tokens"]
+    assert together["bits_per_byte"] == pytest.approx(shares / math.log(2) / text, rel=1e-5)
     assert together["tokens"] == sum(found["tokens"] for found in alone.values())
     state = read_state(newest_checkpoint(run)[0] or run)
     assert state["best"]["loss"] == min(metrics(run, "validation/loss").values())

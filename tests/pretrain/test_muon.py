@@ -12,7 +12,7 @@ from model.decoder import is_dropped
 from pretrain import engine as engines
 from pretrain.engine import build_engine, init_distributed
 from pretrain.muon import Holding, Muon, Part, orthogonalize, work
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
 from tests.pretrain.runs import back_to_step_4, metrics, run_case, settings, zero_3_settings

@@ -11,7 +11,8 @@ from data.common.files import UserError
 from data.common.hashing import mix64
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch
-from pretrain.objective import OBJECTIVES, NextToken, make_objective
+from pretrain.objectives.kinds import OBJECTIVES, make_objective
+from pretrain.objectives.next_token import NextToken
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.schedule import learning_rate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
@@ -153,7 +154,7 @@ def test_shards_that_biogpt_train_has_verified_are_not_read_again(
 ) -> None:
     objective: Any = make_objective(load_recipe("tiny", settings(sample_folder / "shards", tmp_path)))
     reads: list[Path] = []
-    monkeypatch.setattr("pretrain.objective.verify_files", lambda folder, _: reads.append(folder))
+    monkeypatch.setattr("pretrain.objectives.next_token.verify_files", lambda folder, _: reads.append(folder))
     monkeypatch.setenv("BIOGPT_VERIFIED_SHARDS", objective.identity()["shards"])
     objective.verify()
     assert reads == []

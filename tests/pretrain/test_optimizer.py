@@ -11,7 +11,7 @@ from data.common.files import read_manifest
 from model.architecture import Architecture
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.engine import build_engine, init_distributed
-from pretrain.objective import make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.optimizer import KINDS, AdamW, Groups, Optimizer, OptimizerKind
 from pretrain.recipe import OptimizerSection, load_recipe
 from pretrain.schedule import learning_rate

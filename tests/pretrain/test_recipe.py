@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused and in which words."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,46 @@ def test_bundled_recipes_divide_over_their_ranks(name: str, most_ranks: int) -> 
     blocks = recipe.train.global_batch_tokens // recipe.context_length()
     for ranks in (1, 2, most_ranks):
         assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == blocks
+
+
+@pytest.mark.parametrize(("name", "records"), [("finetune-pubmedqa", 450), ("finetune-bc5cdr-relations", 500)])
+def test_the_recipes_of_fine_tuning_are_the_published_ones(name: str, records: int, tmp_path: Path) -> None:
+    """For a model of BioGPT's shape: 100 epochs, five checkpoints five epochs apart at the end."""
+    shape = {
+        "vocab_size": 42_384, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "intermediate_size": 4096, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    recipe = load_recipe(name, [f"model.weights={tmp_path}", "data.records=records"])
+    assert recipe.decoder_config(42_384).parameter_count() == 346_763_264
+    assert (recipe.schedule.kind, recipe.schedule.warmup_steps, recipe.optimizer.learning_rate) == (
+        "inverse_sqrt", 100, 1e-5
+    )  # fmt: skip
+    assert (recipe.optimizer.betas, recipe.optimizer.weight_decay, recipe.optimizer.gradient_clipping) == (
+        (0.9, 0.98), 0.01, 0.0
+    )  # fmt: skip
+    epoch = records / recipe.global_batch_size()
+    assert 100 * epoch <= recipe.train.steps < 100 * epoch + 1
+    assert recipe.checkpoint.keep_last == 5 and 5 * epoch <= recipe.checkpoint.every_steps < 5.2 * epoch
+    for ranks in (1, 2, 4, 8):
+        assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == 96
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "epochs"), [("finetune-bc5cdr-entities", 500, 20), ("finetune-hoc", 9_972, 5)]
+)
+def test_the_recipes_of_classification_evaluate_after_each_epoch(
+    name: str, records: int, epochs: int, tmp_path: Path
+) -> None:
+    shape = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"), 64)
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"num_attention_heads": 2, "max_position_embeddings": 64}))
+    recipe = load_recipe(name, [f"model.weights={tmp_path}", "data.records=records"])
+    epoch = records / recipe.global_batch_size()
+    assert epochs * epoch <= recipe.train.steps < epochs * epoch + 1
+    assert epoch <= recipe.evaluate.every_steps == recipe.checkpoint.every_steps < epoch + 1
+    assert recipe.schedule.warmup_steps == round(recipe.train.steps / 10)
+    for ranks in (1, 2, 4):
+        assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == 32
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from deepspeed import DeepSpeedEngine
 from pretrain import engine as engines
 from pretrain.evaluate import Evaluator
 from pretrain.interrupt import StopRequest
-from pretrain.objective import NextToken
+from pretrain.objectives.next_token import NextToken
 from pretrain.saver import Saver
 from pretrain.stopwatch import Stopwatch
 from pretrain.watchdog import Watchdog

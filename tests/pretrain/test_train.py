@@ -178,9 +178,9 @@ def test_a_run_inside_documents_is_another_and_its_export_agrees(
     counts = export(tmp_path / "document", tmp_path / "hf")["counts"]
     assert counts["held_out"]["loss"] == pytest.approx(metrics(tmp_path / "document", "validation/loss")[4], abs=1e-5)
     folders = [tmp_path / "document", tmp_path / "hf"]
-    ours, theirs = (evaluate_folder(folder, shards, None, "test")["loss"] for folder in folders)
+    ours, theirs = (evaluate_folder(folder, shards, "test")["loss"] for folder in folders)
     assert ours == pytest.approx(theirs, abs=1e-5)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"boundaries": "none"}))
     (tmp_path / "hf" / "manifest.json").unlink()
-    assert evaluate_folder(tmp_path / "hf", shards, None, "test")["loss"] != pytest.approx(theirs, abs=1e-3)
+    assert evaluate_folder(tmp_path / "hf", shards, "test")["loss"] != pytest.approx(theirs, abs=1e-3)

@@ -72,7 +72,7 @@ def test_a_run_goes_on_from_given_weights_and_resumes_from_its_own(
     shards = sample_folder / "shards"
     chosen = settings(shards, tmp_path / "run", f"model.weights={hf}")
     one_rank.run(run_case, [*chosen, "train.steps=2"])
-    wanted = evaluate_folder(hf, shards, None, "validation")["loss"]
+    wanted = evaluate_folder(hf, shards, "validation")["loss"]
     assert metrics(tmp_path / "run", "validation/loss")[0] == pytest.approx(wanted, abs=1e-5)
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")).model.weights == str(hf)
     one_rank.run(run_case, [*chosen, "train.steps=3"])

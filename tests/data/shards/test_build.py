@@ -79,11 +79,13 @@ def test_the_folder_holds_what_it_lists(sample_folder: Path) -> None:
     shards = sample_folder / "shards"
     manifest = read_manifest(shards, "shards")
     verify_files(shards, manifest)
-    assert set(content(shards)) == {*manifest["files"], "manifest.json"} == {
+    assert set(content(shards)) == {*manifest["files"], "manifest.json", "corpus/manifest.json"} == {
         "manifest.json",
+        "corpus/manifest.json",
         *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")),
         *(f"{split}-00000.{suffix}" for split in SPLITS for suffix in ("bin", "idx", "bytes.npy")),
     }  # fmt: skip
+    assert read_manifest(shards / "corpus", "corpus") == read_manifest(sample_folder / "corpus", "corpus")
     vocabulary = json.loads((sample_folder / "tokenizer" / "vocab.json").read_text())
     assert manifest["counts"]["vocabulary"] == len(vocabulary)
 
@@ -128,10 +130,11 @@ def test_the_same_bytes_with_two_workers_whatever_the_corpuss_files(sample_folde
     for workers in (1, 2):
         make_shards(many_files / "corpus", sample_folder / "tokenizer", many_files / f"workers{workers}", workers)
     assert content(many_files / "workers1") == content(many_files / "workers2")
-    one_file = content(sample_folder / "shards")
-    assert {name: data for name, data in content(many_files / "workers1").items() if name != "manifest.json"} == {
-        name: data for name, data in one_file.items() if name != "manifest.json"
-    }
+    one_file, several = (
+        {name: data for name, data in content(folder).items() if not name.endswith("manifest.json")}
+        for folder in (sample_folder / "shards", many_files / "workers1")
+    )
+    assert one_file == several
 
 
 @pytest.mark.parametrize(

@@ -18,5 +18,5 @@ def test_positions_never_trained_are_not_in_the_folder(one_rank: Ranks, sample_f
     export(run, hf)
     assert json.loads((hf / "config.json").read_text())["max_position_embeddings"] == 32
     assert AutoTokenizer.from_pretrained(hf).model_max_length == 32
-    ours, theirs = (evaluate_folder(folder, shards, None, "test") for folder in (run, hf))
+    ours, theirs = (evaluate_folder(folder, shards, "test") for folder in (run, hf))
     assert ours["tokens"] == theirs["tokens"] and ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)

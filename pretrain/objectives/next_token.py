@@ -1,15 +1,10 @@
-"""What a run learns: which model it trains, on which batches, how it is evaluated, and how its export is proven.
-
-The loop, the engine, evaluation, the checkpoints and the export know only `Objective`. To add an objective, write a
-subclass, enter it in OBJECTIVES and in the recipe's choices of `objective.kind`, and test it.
-"""
+"""Predict every token of packed blocks from the tokens before it: pretraining."""
 
 import math
 import os
-from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,88 +15,14 @@ from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.decoder import Decoder, document_offsets
 from model.loss import IGNORE_INDEX
-from pretrain.held_out import Batch, HeldOut, SummedLoss
+from pretrain.held_out import Batch, HeldOut, text_figures
 from pretrain.hf_folder import hf_likelihood, hf_logits, load_hf
+from pretrain.objectives.objective import Exported, Objective
 from pretrain.recipe import Recipe
 from pretrain.weights import load_weights
 
 VERIFIED = "BIOGPT_VERIFIED_SHARDS"
 """Environment variable in which `biogpt train` tells its ranks the sha256 of the manifest it has already verified."""
-
-
-class Exported(NamedTuple):
-    """A model as transformers loads it from an exported folder."""
-
-    outputs: Any
-    """The tensors of a batch -> what `Objective.outputs` gives for our model."""
-    loss: SummedLoss
-
-
-class Objective(ABC):
-    """One thing that a run can learn. Examples are numbered over the whole run; step s has the s-th global batch."""
-
-    config: Any
-    """The model's shape, as `Architecture.config`."""
-    tokenizer: Path
-    """Folder of the tokenizer that made the data; the run and its export get a copy."""
-
-    @abstractmethod
-    def __init__(self, recipe: Recipe) -> None:
-        """Raises UserError if the recipe does not fit the data."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raises UserError if there is too little data to train on."""
-
-    @abstractmethod
-    def verify(self) -> None:
-        """Compare all files of the data with their sha256. Raises UserError that names a damaged one."""
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What the examples and their order depend on, besides the step. A resumed run must have the same.
-
-        The keys "shards", hashes of the data's content, and "weights" may differ with `data.allow_other`.
-        """
-
-    @abstractmethod
-    def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
-        """The held-out examples of a split: name of a source -> those of it. Raises UserError if one is empty."""
-
-    @abstractmethod
-    def describe(self) -> tuple[str, dict[str, str]]:
-        """What the model card says about the kind of model, in a phrase, and about the training data, a row each."""
-
-    @abstractmethod
-    def build_model(self) -> Architecture:
-        """The model with its initial weights."""
-
-    @abstractmethod
-    def load_weights(self, model: Architecture, path: Path) -> None:
-        """Load the weights that a new run starts with. Raises UserError that names what does not fit."""
-
-    @abstractmethod
-    def batch(self, numbers: range) -> Batch:
-        """The training examples with these numbers. The model called with it gives the summed loss of its targets."""
-
-    @abstractmethod
-    def counted_targets(self, numbers: range) -> int:
-        """How many targets of these examples count in the loss, known without computing it.
-
-        Every rank asks for the whole global batch, so this must be a pure function of the numbers.
-        """
-
-    @abstractmethod
-    def epochs(self, examples: int) -> dict[str, float]:
-        """How often the first so many examples of the run go through each source of data, by its name."""
-
-    @abstractmethod
-    def outputs(self, model: Architecture, batch: Batch) -> Tensor:
-        """The model's outputs for a batch, which an export must reproduce."""
-
-    @abstractmethod
-    def load_exported(self, folder: Path, device: torch.device) -> Exported:
-        """The model that transformers loads from an exported folder."""
 
 
 class NextToken(Objective):
@@ -172,10 +93,21 @@ class NextToken(Objective):
         """As `Objective.describe`."""
         figures = {}
         for name, weight in self._recipe.shards_weights().items():
-            train = self._manifests[name]["counts"]["train"]
+            counts = self._manifests[name]["counts"]
+            train = counts["train"]
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
             figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
+            for benchmark, of_split in counts.get("benchmarks", {}).items():
+                for split, items in of_split.items():
+                    in_training, in_input = f"{items['in_training']:,} of {items['items']:,}", f"{items['in_input']:,}"
+                    found = f"{in_training}; {in_input} were in the corpus's input"
+                    figures[f"items of {benchmark} {split} in the training text{source}"] = found
         return "causal language model", figures
+
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
+        folders = {name: folder / "corpus" for name, folder in self._folders.items()}
+        return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""
@@ -211,7 +143,7 @@ class NextToken(Objective):
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
         model = load_hf(folder, device)
-        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model))
+        return Exported(lambda inputs, _: hf_logits(model, inputs), hf_likelihood(model), model)
 
 
 class HeldOutBlocks(HeldOut):
@@ -220,6 +152,7 @@ class HeldOutBlocks(HeldOut):
     def __init__(self, stream: TokenStream, context_length: int, weight: float = 1.0) -> None:
         self._stream, self._context_length, self.weight = stream, context_length, weight
         self.examples = math.ceil(len(stream) / context_length)
+        self.tokens_per_byte = len(stream) / max(stream.text_bytes, 1)
 
     def batch(self, numbers: range, batch_size: int) -> Batch:
         """Inputs and targets, (batch_size, context_length) int64 each."""
@@ -234,9 +167,7 @@ class HeldOutBlocks(HeldOut):
 
     def figures(self, loss: float) -> dict[str, float]:
         """Perplexity, and bits per byte of text."""
-        bits_per_token = loss / math.log(2)
-        tokens_per_byte = len(self._stream) / max(self._stream.text_bytes, 1)
-        return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits_per_token * tokens_per_byte}
+        return text_figures(loss, self.tokens_per_byte)
 
 
 def _tokenizer(manifest: dict[str, Any]) -> list[str]:
@@ -252,11 +183,3 @@ def held_out_blocks(
         hint = f"; make the corpus with a larger --{split}-fraction" if split != "train" else ""
         raise UserError(f"{shards}: the {split} split is empty{hint}")
     return HeldOutBlocks(TokenStream(shards, manifest, split), context_length, weight)
-
-
-OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
-
-
-def make_objective(recipe: Recipe) -> Objective:
-    """The objective of a recipe. Raises UserError if the recipe does not fit the data."""
-    return OBJECTIVES[recipe.objective.kind](recipe)

@@ -1,0 +1,140 @@
+"""Records to fine-tune on: JSON lines -> ids and labels, and padded batches of them. It knows no objective.
+
+A file holds an object on each line, such as {"id": "1", "prompt": "...", "target": "..."}. An objective names the keys
+that it needs, and turns each record into `Encoded`: the ids that the model reads and the labels that it learns. Other
+keys are ignored. Files are read and encoded whole, once.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data.common.files import UserError
+from data.text.ids import PAD_ID
+
+PADDINGS = 8
+"""Rows are padded to a multiple of the context length divided by this. So there are few different lengths, each of
+which `train.compile` compiles anew, and little padding."""
+KINDS = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+class Record(NamedTuple):
+    """An object of a JSON lines file."""
+
+    place: str
+    """The file and the line, for messages."""
+    fields: dict[str, Any]
+
+
+class Encoded(NamedTuple):
+    """What a model reads and learns of a record."""
+
+    ids: np.ndarray
+    """(T,) int64; at most as many as the context holds."""
+    labels: np.ndarray
+    """One for each id, or as many as every record of the file has. Where nothing counts stands `ignore_index`."""
+    cut: bool = False
+    """Whether the record was longer than the context, so that a part of it is missing."""
+    answer: Any = None
+    """What predictions are scored by, if they are."""
+
+
+def read_records(path: Path, keys: dict[str, type]) -> list[Record]:
+    """The records of a file, in its order. keys: those that each must have, and the type of their values.
+
+    Raises UserError that names the file and the line of the first mistake.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
+    records = [_read_record(f"{path}: line {number}", line, keys) for number, line in enumerate(lines, 1)]
+    if not records:
+        raise UserError(f"{path}: holds no record")
+    return records
+
+
+def _read_record(place: str, line: bytes, keys: dict[str, type]) -> Record:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:  # also of bytes that are not UTF-8
+        raise UserError(f"{place}: not JSON ({error}); each line must be an object") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{place}: is {_kind(fields)}; each line must be an object, {{...}}")
+    for key, kind in keys.items():
+        if key not in fields:
+            raise UserError(f'{place}: has no "{key}"; it has {", ".join(fields) or "no key"}')
+        if type(fields[key]) is not kind:
+            raise UserError(f'{place}: "{key}" is {_kind(fields[key])}; it must be {KINDS[kind]}')
+    return Record(place, fields)
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), "null")
+
+
+def encode_texts(tokenizer: Path, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids of each text by the tokenizer of a folder, int64, without `</s>`."""
+    import pyarrow as pa
+
+    from data.text.tokenizer import Tokenizer  # here, because a rank that trains on blocks processes no text
+
+    ids, lengths = Tokenizer(tokenizer).encode_batch(pa.array(texts, pa.string()))
+    return np.split(ids.astype(np.int64), np.cumsum(lengths)[:-1])
+
+
+def encode_with_offsets(tokenizer: Path, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """The ids of each text, as of `encode_texts`, and where each token begins and ends in the text, in characters."""
+    from data.text.fast_tokenizer import make_fast_tokenizer
+    from data.text.tokenizer import Tokenizer, read_merges
+
+    slow = Tokenizer(tokenizer)
+    fast = make_fast_tokenizer(slow.vocabulary, read_merges(tokenizer / "merges.txt"), slow.normalize_punctuation)
+    fast.encode_special_tokens = True  # as text: "</s>" in a text is no end
+    encodings = fast.encode_batch(list(texts), add_special_tokens=False)
+    return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+
+class Records:
+    """The encoded records of a file, by their places in it."""
+
+    def __init__(
+        self, encoded: Sequence[Encoded], context_length: int, ignore_index: int, label_width: int | None = None
+    ) -> None:
+        """label_width: how many labels each record has; None means one for each id."""
+        self._encoded, self._context_length, self._ignore_index = encoded, context_length, ignore_index
+        self._label_width = label_width
+        self.tokens = np.array([len(each.ids) for each in encoded])
+        """How many ids each record has."""
+        self.counted = np.array([int((each.labels != ignore_index).sum()) for each in encoded])
+        """How many of its labels count."""
+        self.cut = sum(each.cut for each in encoded)
+        """How many records were longer than the context."""
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, place: int) -> Encoded:
+        return self._encoded[place]
+
+    def batch(self, places: Sequence[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (rows, T) int64 and labels (rows, T or `label_width`) of records, padded on the right.
+
+        T is that of the longest record, rounded up (`PADDINGS`). Padded ids are `<pad>` and padded labels do not count;
+        so are the rows after those of `places`.
+        """
+        chosen = [self._encoded[place] for place in places]
+        step = math.ceil(self._context_length / PADDINGS)
+        longest = max((len(each.ids) for each in chosen), default=1)
+        length = min(math.ceil(longest / step) * step, self._context_length)
+        ids = np.full((rows, length), PAD_ID, np.int64)
+        labels = np.full((rows, self._label_width or length), self._ignore_index, self._encoded[0].labels.dtype)
+        for row, each in enumerate(chosen):
+            ids[row, : len(each.ids)] = each.ids
+            labels[row, : len(each.labels)] = each.labels
+        return torch.from_numpy(ids), torch.from_numpy(labels)

@@ -1,0 +1,108 @@
+"""Benchmarks of models, for `biogpt benchmark`."""
+
+import json
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from data.common.files import UserError, whole_file
+from data.common.workers import progress
+from data.shards.records import read_records
+from pretrain.answers import Answer, Scoring, choose, open_language_model, write
+from pretrain.tasks import TASKS
+from pretrain.tasks.figures import LEVEL, interval
+from pretrain.tasks.task import ChoiceTask, Task, WritingTask
+
+SPLIT = "test"
+
+
+def benchmark(name: str, given: Path, folder: Path, score: str, against: Path | None, out: Path | None) -> str:
+    """The table of a model's figures on a benchmark's test split, with their intervals.
+
+    given, against: an HF folder or a results file; with two, the table has their paired difference too. folder:
+    of the benchmark's files. out: where the model's answers are written as JSON lines, one for each item. Raises
+    UserError for an unknown benchmark, and as its reader, the models and the results files do.
+    """
+    if name not in TASKS:
+        raise UserError(f"{name}: no such benchmark; choose from {', '.join(TASKS)}")
+    if score not in get_args(Scoring):
+        raise UserError(f"--score {score}: choose from {', '.join(get_args(Scoring))}")
+    scoring = cast(Scoring, score)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist")
+    task = TASKS[name](folder, SPLIT)
+    sources = [given] if against is None else [given, against]
+    read = {source: read_results(source, task) for source in sources if source.is_file()}  # mistakes are found first
+    answered = [read.get(source) or answer(source, task, scoring) for source in sources]
+    if out is not None:
+        write_results(out, task, answered[0])
+    how = f"; the label with the highest {scoring} of log-likelihoods" if isinstance(task, ChoiceTask) else ""
+    return f"{task.name}: {SPLIT} split, {len(task.items):,} items{how}\n{table(task, sources, answered)}"
+
+
+def answer(folder: Path, task: Task, scoring: Scoring) -> list[Answer]:
+    """What a model says about each item. Raises UserError if it cannot do the task."""
+    title = f"{task.name}: {folder}"
+    if isinstance(task, ChoiceTask):
+        model = open_language_model(folder)
+        with progress(title, len(task.items) * len(task.choices())) as advance:
+            return choose(model, task, scoring, advance)
+    if isinstance(task, WritingTask):
+        model = open_language_model(folder)
+        with progress(title, len(task.items)) as advance:
+            return write(model, task, advance)
+    raise UserError(f"{folder}: {task.name} needs a model for token classification")
+
+
+def table(task: Task, sources: list[Path], answered: list[list[Answer]]) -> str:
+    """A line for each model and, if there are two, one for the first less the second. Two columns for each figure."""
+    right = [item.answers for item in task.items]
+    rows = [["", *(cell for figure in task.figures for cell in (figure.name, f"{LEVEL} % interval"))]]
+    counts = [
+        [figure.counts(right, [each.answers for each in answers]) for figure in task.figures] for answers in answered
+    ]
+    for source, of_source in zip(sources, counts, strict=True):
+        row = [str(source)]
+        for figure, of_figure in zip(task.figures, of_source, strict=True):
+            value, low, high = interval(figure, of_figure)
+            row += [f"{value:.1f}", f"{low:.1f} to {high:.1f}"]
+        rows.append(row)
+    if len(counts) == 2:
+        row = ["difference"]
+        for figure, first, second in zip(task.figures, *counts, strict=True):
+            value, low, high = interval(figure, first, second)
+            row += [f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def write_results(path: Path, task: Task, answered: list[Answer]) -> None:
+    """Write a JSON object for each item: what is right, what the model answered, and its scores or its text."""
+    with whole_file(path) as stream:
+        for item, given in zip(task.items, answered, strict=True):
+            line: dict[str, Any] = {"id": item.id, "pmid": item.pmid, "right": item.answers, "answers": given.answers}
+            line |= {"scores": given.scores} if given.scores else {}
+            line |= {"text": given.text} if given.text else {}
+            stream.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+
+
+def read_results(path: Path, task: Task) -> list[Answer]:
+    """The answers in a results file. Raises UserError if it does not hold the items of this task in their order."""
+    records = read_records(path, {"id": str, "right": list, "answers": list})
+    if len(records) != len(task.items):
+        raise UserError(
+            f"{path}: holds {len(records)} items, but {task.name} has {len(task.items)} in its {SPLIT} split"
+        )
+    for record, item in zip(records, task.items, strict=True):
+        if record.fields["id"] != item.id or _tuples(record.fields["right"]) != item.answers:
+            raise UserError(f"{record.place}: is not item {item.id} of {task.name}; the file belongs to other data")
+    return [Answer(_tuples(record.fields["answers"])) for record in records]
+
+
+def _tuples(answers: list[Any]) -> tuple[Any, ...]:
+    return tuple(tuple(each) if isinstance(each, list) else each for each in answers)

@@ -1,0 +1,19 @@
+"""The objectives by the names that recipes give them."""
+
+from pretrain.objectives.classification import SequenceClassification, TokenClassification
+from pretrain.objectives.next_token import NextToken
+from pretrain.objectives.objective import Objective
+from pretrain.objectives.prompt_target import PromptTarget
+from pretrain.recipe import Recipe
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "next_token": NextToken,
+    "prompt_target": PromptTarget,
+    "token_classification": TokenClassification,
+    "sequence_classification": SequenceClassification,
+}
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """The objective of a recipe. Raises UserError if the recipe does not fit the data."""
+    return OBJECTIVES[recipe.objective.kind](recipe)

@@ -1,0 +1,46 @@
+"""The items of a benchmark as a folder of records to fine-tune on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.common.files import UserError, make_folder
+from pretrain.tasks import TASKS
+from pretrain.tasks.task import Item
+
+SPLITS = ("train", "validation", "test")
+
+
+def write_records(task: str, kind: str, data: Path, out: Path) -> dict[str, Any]:
+    """Make the folder `out` with a file of records for each split. Returns its manifest.
+
+    task: the name of a benchmark. kind: the objective that will read the records. data: the benchmark's own files.
+    Raises UserError if those are missing or malformed, or if `out` holds other records.
+    """
+    if task not in TASKS:
+        raise UserError(f"{task}: no such benchmark; choose from {', '.join(TASKS)}")
+    splits = {split: [as_record(item, kind) for item in TASKS[task](data, split).items] for split in SPLITS}
+    content = {split: "".join(json.dumps(each) + "\n" for each in records) for split, records in splits.items()}
+
+    def fill(folder: Path) -> dict[str, Any]:
+        for split, lines in content.items():
+            (folder / f"{split}.jsonl").write_text(lines)
+        return {split: len(records) for split, records in splits.items()}
+
+    hashes = {split: hashlib.sha256(lines.encode()).hexdigest() for split, lines in content.items()}
+    return make_folder(out, "records", {"task": task, "records": hashes}, fill)
+
+
+def as_record(item: Item, kind: str) -> dict[str, Any]:
+    """An item as the objective `kind` reads it."""
+    if kind == "prompt_target":
+        return {"id": item.id, "prompt": item.prompt, "target": item.target}
+    spans = all(isinstance(answer, tuple) and len(answer) == 3 for answer in item.answers)
+    if kind == "token_classification" and spans:
+        keys = ("start", "end", "label")
+        named = [dict(zip(keys, answer, strict=True)) for answer in item.answers]
+        return {"id": item.id, "text": item.text, "spans": named}
+    if kind == "sequence_classification" and all(isinstance(answer, str) for answer in item.answers):
+        return {"id": item.id, "text": item.text, "labels": list(item.answers)}
+    raise UserError(f'objective.kind = "{kind}": learns nothing from a benchmark')
