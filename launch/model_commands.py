@@ -339,16 +339,63 @@ def export(
 
 
 def generate(
-    hf: Annotated[Path, typer.Argument(help="Exported folder.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    model: Annotated[Path, typer.Argument(help="A run, or an exported HF folder.")],
+    prompt: Annotated[str, typer.Argument(help='Text to continue; "-" reads standard input, a prompt a line.')] = "",
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Continue every line of this file.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines with prompt and text.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 60,
-    sample: Annotated[bool, typer.Option(help="Draw tokens at random instead of taking the likeliest.")] = False,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="Generate at least this many tokens.")] = 0,
+    beams: Annotated[int, typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token.")] = 1,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens at random.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.01, help="With --sample: below 1 prefers likely tokens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="With --sample: draw from so many likeliest tokens; 0: all.")] = 50,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="With --sample: draw from the likeliest that sum to this probability.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed for --sample.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are continued together.")] = 8,
+    step: Step = "",
 ) -> None:
-    """Continue a prompt with transformers' own generation.
+    """Continue a prompt, or every line of a file, with transformers' own generation. One text is shown as it grows.
 
     Example: `biogpt generate hf/ "The role of"`
-    """
-    from pretrain.inference import generate as continue_prompt
 
-    print(continue_prompt(hf, prompt, max_new_tokens, sample, seed))
+    Beam search as in BioGPT's example: `biogpt generate hf/ "COVID-19 is" --beams 5 --min-new-tokens 95
+    --max-new-tokens 1019`
+
+    Many prompts: `biogpt generate run/ --prompts prompts.txt --sample --top-p 0.9 --out texts.jsonl`
+    """
+    import json
+
+    from data.common.files import check_places, make_output_folder, whole_file
+    from pretrain.generate import STANDARD_INPUT, Decoding, Prompt, read_prompts
+    from pretrain.generate import generate as continue_prompts
+
+    decoding = Decoding(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        beams=beams,
+        sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    if bool(prompt) == bool(prompts):
+        raise UserError("generate: name either a prompt or --prompts FILE")
+    if out:
+        check_places(out, [model, *([prompts] if prompts else [])])
+        if out.is_dir():
+            raise UserError(f"--out {out}: is a folder; name a file")
+        make_output_folder(out.parent)
+    if prompts or prompt == STANDARD_INPUT:
+        given = read_prompts(str(prompts or STANDARD_INPUT))
+    else:
+        given = [Prompt(prompt, "the prompt")]
+    if not out:
+        continue_prompts(model, given, decoding, batch_size, step, lambda text: print(text, end="", flush=True))
+        return
+    with whole_file(out) as stream:
+        for each, text in zip(given, continue_prompts(model, given, decoding, batch_size, step), strict=True):
+            stream.write(json.dumps({"prompt": each.text, "text": text}, ensure_ascii=False).encode() + b"\n")
+    print(f"{out}: {len(given)} prompts continued")

@@ -25,16 +25,14 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from data.common.files import UserError, read_json, read_manifest, verify_files
+from data.common.files import UserError, read_manifest, verify_files
 from data.common.parquet import row_groups, split_files
 from data.common.workers import progress
-from model.decoder import Decoder
 from model.loss import IGNORE_INDEX
 from pretrain.hf_folder import load_causal_lm, load_tokenizer
-from pretrain.load import best_device, fill_model, load_run
+from pretrain.load import best_device, load_decoder, load_run
 
 DOCUMENTS_AT_ONCE = 256  # are sorted by length, so that a batch needs little padding
 TOKENS_AT_ONCE = 8192  # in a batch
@@ -182,13 +180,7 @@ def open_model(folder: Path, step: str = "", average: int = 1) -> LanguageModel:
 def open_run(run: Path, step: str, average: int, device: torch.device) -> LanguageModel:
     """The checkpoint of a run; its data are not needed. Raises UserError if its model has other weights too."""
     recipe, checkpoints, _ = load_run(run, step, average)
-    vocabulary = len(read_json(run / "tokenizer" / "vocab.json"))
-    decoder = Decoder(recipe.decoder_config(vocabulary))
-    with safe_open(checkpoints[-1] / "model.safetensors", "pt") as tensors:
-        others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
-    if others:
-        raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")
-    fill_model(checkpoints, decoder)
+    decoder = load_decoder(run, recipe, checkpoints)
     decoder.to(device).eval()
     tokenizer = load_tokenizer(run / "tokenizer")
 
@@ -196,7 +188,7 @@ def open_run(run: Path, step: str, average: int, device: torch.device) -> Langua
         return decoder(inputs_BT)
 
     ends = ends_of_text(tokenizer)
-    return LanguageModel(str(run), logits, tokenizer, vocabulary, recipe.context_length(), *ends, device)
+    return LanguageModel(str(run), logits, tokenizer, decoder.config.vocab_size, recipe.context_length(), *ends, device)
 
 
 def context_length(config: Any, tokenizer: Any) -> int:

@@ -18,12 +18,17 @@ from pretrain.weights import WEIGHT_FILES
 def load_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
     """transformers' model of a folder, of the class `name`, in fp32, for evaluation.
 
+    Raises UserError as `check_hf` does.
+    """
+    check_hf(folder)
+    return read_hf(folder, device, name)
+
+
+def check_hf(folder: Path) -> dict[str, Any]:
+    """The content of a folder's `config.json`.
+
     Raises UserError if the folder is damaged, is not a BioGPT's or has no weights.
     """
-    import transformers
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of loading weights
     if (folder / MANIFEST).is_file():  # a folder from elsewhere has none
         verify_files(folder, read_manifest(folder, "hf"))
     config = read_json(folder / "config.json")
@@ -31,6 +36,15 @@ def load_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM")
         raise UserError(f"{folder}: its config.json is not a BioGPT's")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHT_FILES)})")
+    return config
+
+
+def read_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
+    """As `load_hf`, for a folder that `check_hf` has checked."""
+    import transformers
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading weights
     return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
 

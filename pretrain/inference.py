@@ -1,13 +1,11 @@
-"""Evaluation and generation, for `biogpt evaluate` and `biogpt generate`."""
+"""Evaluation, for `biogpt evaluate`."""
 
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.common.files import UserError, read_json, read_manifest, sha256, verify_files
 from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
-from pretrain.hf_folder import hf_likelihood, load_hf, load_tokenizer
+from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objectives.kinds import make_objective
 from pretrain.objectives.next_token import held_out_blocks
@@ -62,20 +60,3 @@ def different_tokenizer_file(one: Path, other: Path) -> str:
 def _vocabulary_and_merges(path: Path) -> tuple[dict[str, int], list[str]]:
     model = read_json(path)["model"]  # transformers writes a merge as a list of two tokens, tokenizers as one string
     return model["vocab"], [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-
-
-def generate(folder: Path, prompt: str, max_new_tokens: int, sample: bool, seed: int) -> str:
-    """Continue a prompt with transformers' own generation. The result includes the prompt.
-
-    sample: draw tokens at random, from this seed, instead of taking the likeliest. Raises UserError if the folder has
-    no tokenizer or the prompt fills the model's context.
-    """
-    device = best_device()
-    model, tokenizer = load_hf(folder, device), load_tokenizer(folder)
-    torch.manual_seed(seed)
-    encoded = tokenizer(prompt, return_tensors="pt").to(device)
-    length, limit = encoded["input_ids"].shape[1], model.config.max_position_embeddings
-    if length >= limit:
-        raise UserError(f"the prompt has {length} tokens; the model holds {limit}")
-    output = model.generate(**encoded, max_new_tokens=min(max_new_tokens, limit - length), do_sample=sample)
-    return tokenizer.decode(output[0], skip_special_tokens=True)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
-from data.common.files import UserError
+from data.common.files import UserError, read_json
 from model.architecture import Architecture
+from model.decoder import Decoder
 from pretrain.checkpoint import (
     choose_checkpoint,
     last_checkpoints,
@@ -50,6 +52,20 @@ def load_model(checkpoints: list[Path], objective: Objective, device: torch.devi
     model = objective.build_model()
     fill_model(checkpoints, model)
     return model.to(device).eval()
+
+
+def load_decoder(run: Path, recipe: Recipe, checkpoints: list[Path]) -> Decoder:
+    """The language model of a run's checkpoints, in fp32, as `load_run` chose them. The run's data are not needed.
+
+    Raises UserError if its model has other weights too.
+    """
+    decoder = Decoder(recipe.decoder_config(len(read_json(run / "tokenizer" / "vocab.json"))))
+    with safe_open(checkpoints[-1] / "model.safetensors", "pt") as tensors:
+        others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
+    if others:
+        raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")
+    fill_model(checkpoints, decoder)
+    return decoder
 
 
 def fill_model(checkpoints: list[Path], model: Architecture) -> None:

@@ -20,7 +20,8 @@ from launch.cli import main
 from pretrain.checkpoint import read_state
 from pretrain.export import folder as export_folder
 from pretrain.export.folder import export
-from pretrain.inference import evaluate_folder, generate
+from pretrain.generate import Decoding, Prompt, generate
+from pretrain.inference import evaluate_folder
 from tests.launch.test_inputs import mistake
 from tests.pretrain.export.test_proof import plain_loss
 from tests.pretrain.runs import run_case, settings
@@ -129,7 +130,7 @@ def test_large_weights_lie_in_several_files_that_transformers_loads(
             assert all(torch.equal(tensors.get_tensor(name), whole[name]) for name in names)
     one, several = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "several"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), several.parameters(), strict=True))
-    assert generate(tmp_path / "several", "The", 3, sample=False, seed=1)
+    assert generate(tmp_path / "several", [Prompt("The", "it")], Decoding(max_new_tokens=3))
 
 
 def test_mistakes_are_one_line(
