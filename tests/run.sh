@@ -22,4 +22,4 @@ run .venv/bin/ruff format --check .
 run .venv/bin/codespell
 run .venv/bin/pyright
 # Two processes, each with whole files: many tests start ranks of their own, so more would not be faster.
-run .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "${markers[@]}" "$@"
+run .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "${markers[@]}" "$@"
