@@ -20,6 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from data.common.files import read_json, whole_file, write_json
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
@@ -35,11 +37,33 @@ from tests.bench.machine import machine
 from tests.bench.needs import need_shared
 from tests.paths import SHARED
 
-CONTEXT, BATCH, MERGES = 128, 4096, 3_800  # tokens, tokens, merges: 1.3 million parameters
+MERGES = 3_800
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the decoder and of its global batch."""
+
+    words: str
+    batch: int
+    """Tokens."""
+    settings: tuple[str, ...]
+
+
+SIZES = {
+    "1M": Size("1.3 million parameters, context 128, fp32", 4_096, (
+        "model.preset=tiny", "train.precision=fp32", "deepspeed.stage=0",
+    )),
+    "6M": Size("5.9 million parameters, context 256, bf16", 8_192, (
+        "model.hidden_size=256", "model.num_hidden_layers=6", "model.num_attention_heads=4",
+        "model.intermediate_size=1024", "model.max_position_embeddings=256", "train.precision=bf16",
+        "deepspeed.stage=1",
+    )),
+}  # fmt: skip
+"""The first for CPUs, where bf16 is slower, the second for a GPU."""
 COMMON = [
-    "model.preset=tiny", "train.precision=fp32", "deepspeed.stage=0", "train.micro_batch_size=32",
-    f"train.global_batch_tokens={BATCH}", "checkpoint.background=false", "checkpoint.keep_last=1",
-    "checkpoint.keep_best=false", "log.every_steps=10",
+    "train.micro_batch_size=32", "train.compile=false", "checkpoint.background=false",
+    "checkpoint.keep_best=false", "log.every_steps=25",
 ]  # fmt: skip
 WELL_TUNED = [
     "schedule.kind=linear", "optimizer.betas=[0.9, 0.95]", "optimizer.gradient_clipping=1.0",
@@ -63,9 +87,8 @@ DECAYS = [0.01, 0.03, 0.1, 0.3, 1.0]
 FIRST_DECAYS = (0, 2)
 OPTIONS: dict[str, str] = {}
 """Settings that are tried one by one on top of the tuned Muon: what they do, in words -> the setting."""
-AVERAGED = "the last checkpoints averaged"
-"""An option that changes no run: checkpoints every 32nd part of it, of which the last are averaged."""
 AVERAGES = (2, 4, 8)
+"""How many of a final run's last checkpoints are averaged. It writes one every 32nd part of its steps."""
 SHARES = (0.5, 0.625, 0.75)
 SEEDS = (1, 2, 3)
 
@@ -80,35 +103,45 @@ class Point:
     decay: int
     """Index of DECAYS."""
     steps: int
+    size: str
+    """One of SIZES."""
     seed: int = 1
     option: str = ""
-    """One of OPTIONS, or AVERAGED."""
+    """One of OPTIONS."""
+    final: bool = False
+    """Whether its last checkpoints are kept, and averaged."""
 
     @property
     def name(self) -> str:
         """Name of its folder."""
         option = f"-{self.option.replace(' ', '-')}" if self.option else ""
-        return f"{self.arm}-{RATES[self.rate]:g}-{DECAYS[self.decay]:g}-{self.steps}-{self.seed}{option}"
+        return f"{self.size}-{self.arm}-{RATES[self.rate]:g}-{DECAYS[self.decay]:g}-{self.steps}-{self.seed}{option}"
+
+    @property
+    def tokens(self) -> int:
+        """It is trained on."""
+        return self.steps * SIZES[self.size].batch
 
     def settings(self, folder: Path) -> list[str]:
         """What its recipe says."""
         own = [
             f"data.shards={folder / 'shards'}", f"train.run={folder / 'runs' / self.name}",
-            f"train.steps={self.steps}", f"train.seed={self.seed}", f"schedule.warmup_steps={self.steps // 10}",
+            f"train.global_batch_tokens={SIZES[self.size].batch}", f"train.steps={self.steps}",
+            f"train.seed={self.seed}", f"schedule.warmup_steps={self.steps // 10}",
             f"optimizer.learning_rate={RATES[self.rate]}", f"optimizer.weight_decay={DECAYS[self.decay]}",
-            f"checkpoint.every_steps={self.steps}", f"evaluate.every_steps={-(-self.steps // 8)}",
+            f"evaluate.every_steps={-(-self.steps // 8)}",
+            f"checkpoint.every_steps={-(-self.steps // 32) if self.final else self.steps}",
+            f"checkpoint.keep_last={max(AVERAGES) if self.final else 1}",
         ]  # fmt: skip
-        if self.option == AVERAGED:
-            option = [f"checkpoint.every_steps={-(-self.steps // 32)}", f"checkpoint.keep_last={max(AVERAGES)}"]
-        else:
-            option = [OPTIONS[self.option]] if self.option else []
-        return [*COMMON, *ARMS[self.arm], *own, *option]
+        option = [OPTIONS[self.option]] if self.option else []
+        return [*SIZES[self.size].settings, *COMMON, *ARMS[self.arm], *own, *option]
 
 
 def prepare(folder: Path) -> None:
     """The shards: a text a line, equal texts removed before the split, so that none is on both sides."""
     if (folder / "shards").is_dir():
         return
+    need_shared()
     folder.mkdir(parents=True, exist_ok=True)
     texts: dict[str, None] = {}
     for path in sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz")):
@@ -133,7 +166,7 @@ def run_point(point: Point, folder: Path) -> dict[str, float]:
             with contextlib.redirect_stdout(io.StringIO()):
                 run = train(recipe)
             figures = {name: run.held_out[name] for name in ("loss", "bits_per_byte")}
-            if point.option == AVERAGED:
+            if point.final:
                 figures |= {f"mean of {last}": averaged_loss(run, last) for last in AVERAGES}
         except Diverged:
             figures = {"loss": 1e9, "bits_per_byte": 1e9}
@@ -166,24 +199,23 @@ class Bench:
     """Runs points in worker processes, several at once."""
 
     def __init__(self, folder: Path, workers: int) -> None:
-        self._folder, self._workers = folder, workers
+        self._folder = folder
+        self._executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
         self.losses: dict[Point, float] = {}
         self.figures: dict[Point, dict[str, float]] = {}
 
     def run(self, points: Iterable[Point]) -> None:
         """Run those that have not been run. `losses` and `figures` hold the results."""
         missing = [point for point in dict.fromkeys(points) if point not in self.losses]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._workers, mp_context=context) as executor:
-            futures = {point: executor.submit(run_point, point, self._folder) for point in missing}
-            for point, future in futures.items():
-                self.figures[point] = future.result()
-                self.losses[point] = self.figures[point]["loss"]
-                print(f"  {point.name}: {self.losses[point]:.4f}", flush=True)
+        futures = {point: self._executor.submit(run_point, point, self._folder) for point in missing}
+        for point, future in futures.items():
+            self.figures[point] = future.result()
+            self.losses[point] = self.figures[point]["loss"]
+            print(f"  {point.name}: {self.losses[point]:.4f}", flush=True)
 
-    def tune(self, arms: Iterable[str], steps: int) -> dict[str, Point]:
+    def tune(self, arms: Iterable[str], steps: int, size: str) -> dict[str, Point]:
         """The best point of each arm in runs of so many steps. Its neighbours in the grid have been run too."""
-        grids = {arm: set(first_grid(arm, steps)) for arm in arms}
+        grids = {arm: set(first_grid(arm, steps, size)) for arm in arms}
         while True:
             self.run(point for grid in grids.values() for point in sorted(grid, key=lambda point: point.name))
             best = {arm: min(grid, key=lambda point: self.losses[point]) for arm, grid in grids.items()}
@@ -193,10 +225,10 @@ class Bench:
                 grids[arm] |= set(neighbours(best[arm]))
 
 
-def first_grid(arm: str, steps: int) -> list[Point]:
+def first_grid(arm: str, steps: int, size: str) -> list[Point]:
     """Three rates by two decays."""
     middle = FIRST_RATES[arm]
-    return [Point(arm, rate, decay, steps) for rate in range(middle - 1, middle + 2) for decay in FIRST_DECAYS]
+    return [Point(arm, rate, decay, steps, size) for rate in range(middle - 1, middle + 2) for decay in FIRST_DECAYS]
 
 
 def neighbours(point: Point) -> list[Point]:
@@ -210,33 +242,36 @@ def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", type=float, default=3e6, help="tokens of one final run (default: 3 million)")
+    parser.add_argument("--size", choices=SIZES, help="by default 6M if there is a GPU, else 1M")
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a core each")
     parser.add_argument("--out", type=Path, default=Path("learning"), help="folder of the runs; done ones are kept")
     given = parser.parse_args()
-    need_shared()
-    steps = round(given.budget / BATCH)
+    size = given.size or ("6M" if torch.cuda.is_available() else "1M")
+    batch = SIZES[size].batch
+    steps = round(given.budget / batch)
     third, shares = steps // 3, [round(steps * share) for share in SHARES]
     runs = {
-        "grids, before they are extended": sum(len(first_grid(arm, third)) for arm in ARMS) * third,
+        "grids, before they are extended": sum(len(first_grid(arm, third, size)) for arm in ARMS) * third,
         "finals": len(ARMS) * len(SEEDS) * steps,
         "shorter finals": len(SEEDS) * sum(shares),
-        "options": (len(OPTIONS) + 2) * len(SEEDS[:2]) * steps,
+        "options": len(OPTIONS) * len(SEEDS[:2]) * steps,
     }
-    total = sum(runs.values()) * BATCH
-    parts = ", ".join(f"{name} {count * BATCH / 1e6:.1f}" for name, count in runs.items())
+    total = sum(runs.values()) * batch
+    parts = ", ".join(f"{name} {count * batch / 1e6:.1f}" for name, count in runs.items())
     print(f"{total / 1e6:.0f} million tokens: {parts}", flush=True)
     prepare(given.out)
     bench = Bench(given.out, given.workers)
-    best = bench.tune(ARMS, third)
-    finals = {arm: [replace(point, steps=steps, seed=seed) for seed in SEEDS] for arm, point in best.items()}
-    shorter = {count: [replace(point, steps=count) for point in finals["muon"]] for count in shares}
-    pairs = {
-        (arm, option): [replace(point, option=option) for point in finals[arm][:2]]
-        for arm, option in [("muon", option) for option in OPTIONS] + [("published", AVERAGED), ("muon", AVERAGED)]
+    best = bench.tune(ARMS, third, size)
+    finals = {
+        arm: [replace(point, steps=steps, seed=seed, final=True) for seed in SEEDS] for arm, point in best.items()
     }
-    bench.run(point for points in (*finals.values(), *shorter.values(), *pairs.values()) for point in points)
-    print(f"\n{machine()}\n")
-    print(tables(bench, best, finals, shorter, pairs))
+    shorter = {count: [replace(point, steps=count, final=False) for point in finals["muon"]] for count in shares}
+    options = {
+        option: [replace(point, option=option, final=False) for point in finals["muon"][:2]] for option in OPTIONS
+    }
+    bench.run(point for points in (*finals.values(), *shorter.values(), *options.values()) for point in points)
+    print(f"\n{machine()}; {SIZES[size].words}, {batch:,} tokens a step\n")
+    print(tables(bench, best, finals, shorter, options))
     names = {f"{arm}, seed {point.seed}": point for arm, points in finals.items() for point in points[:1]}
     records = {name: read_record(given.out / "runs" / point.name) for name, point in names.items()}
     plot_curves(records, given.out / "curves.png")
@@ -247,7 +282,7 @@ def tables(
     best: dict[str, Point],
     finals: dict[str, list[Point]],
     shorter: dict[int, list[Point]],
-    pairs: dict[tuple[str, str], list[Point]],
+    options: dict[str, list[Point]],
 ) -> str:
     """Everything measured, in Markdown."""
     lines = [
@@ -257,9 +292,9 @@ def tables(
     for arm, points in finals.items():
         tried = sum(point.arm == arm and point.steps == best[arm].steps for point in bench.losses)
         chosen = f"rate {RATES[best[arm].rate]:g}, decay {DECAYS[best[arm].decay]:g}"
-        lines.append(f"| {arm} | {chosen} | {tried} | {points[0].steps * BATCH:,} | {_summary(bench, points)} |")
-    for count, points in shorter.items():
-        lines.append(f"| muon | | | {count * BATCH:,} | {_summary(bench, points)} |")
+        lines.append(f"| {arm} | {chosen} | {tried} | {points[0].tokens:,} | {_summary(bench, points)} |")
+    for points in shorter.values():
+        lines.append(f"| muon | | | {points[0].tokens:,} | {_summary(bench, points)} |")
     goal = statistics.fmean(bench.losses[point] for point in finals["adamw"])
     curve = [
         (points[0].steps, statistics.fmean(map(bench.losses.__getitem__, points)))
@@ -267,15 +302,13 @@ def tables(
     ]
     share = tokens_to_reach(goal, curve) / finals["adamw"][0].steps
     lines += ["", f"Muon reaches AdamW's mean final loss, {goal:.4f}, with {share:.2f}x of its tokens."]
-    lines += ["", "| option | recipe | seed 1 | seed 2 |", "|---|---|---|---|"]
-    for (arm, option), points in pairs.items():
-        if option == AVERAGED:
-            for last in AVERAGES:
-                changes = [bench.figures[point][f"mean of {last}"] - bench.losses[point] for point in points]
-                lines.append(f"| mean of the last {last} of 32 checkpoints | {arm} | {_changes(changes)} |")
-        else:
-            changes = [bench.losses[point] - bench.losses[replace(point, option="")] for point in points]
-            lines.append(f"| {option} | {arm} | {_changes(changes)} |")
+    lines += ["", "| change of the held-out loss | recipe | by seed |", "|---|---|---|"]
+    for option, points in options.items():
+        changes = [bench.losses[point] - bench.losses[replace(point, option="", final=True)] for point in points]
+        lines.append(f"| {option} | muon | {_changes(changes)} |")
+    for last, (arm, points) in itertools.product(AVERAGES, finals.items()):
+        changes = [bench.figures[point][f"mean of {last}"] - bench.losses[point] for point in points]
+        lines.append(f"| mean of the last {last} of 32 checkpoints | {arm} | {_changes(changes)} |")
     return "\n".join(lines)
 
 
@@ -285,7 +318,7 @@ def _summary(bench: Bench, points: list[Point]) -> str:
 
 
 def _changes(changes: list[float]) -> str:
-    return " | ".join(f"{change:+.4f}" for change in changes)
+    return ", ".join(f"{change:+.4f}" for change in changes)
 
 
 def tokens_to_reach(goal: float, curve: list[tuple[int, float]]) -> float:
