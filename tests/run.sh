@@ -21,5 +21,6 @@ run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
 run .venv/bin/codespell
 run .venv/bin/pyright
-# Two processes, each with whole files: many tests start ranks of their own, so more would not be faster.
+# Two processes with a thread each, and with whole files: many tests start ranks of their own, so more are not faster.
+export OMP_NUM_THREADS=1
 run .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "${markers[@]}" "$@"
