@@ -101,8 +101,8 @@ def model_card(
     kind, figures = objective.describe()
     task, usage = USES[read_json(folder / "config.json")["architectures"][0]]
     sections = [
-        f"# Biomedical {kind.removesuffix(',')} of {counts['parameters']:,} parameters",
-        f"A BioGPT-shaped {kind.removesuffix(',')},\n{_origin(recipe)}.",
+        f"# Biomedical {kind} of {counts['parameters']:,} parameters",
+        f"A BioGPT-shaped {kind},\n{_origin(recipe)}.",
         usage.replace("{task}", task),
         _special_tokens(folder),
         f"## Figures\n\n{_figures(recipe, figures, state, counts)}",

@@ -52,7 +52,7 @@ class PromptTarget(RecordObjective):
 
     def kind_in_words(self) -> str:
         """As `RecordObjective.kind_in_words`."""
-        return "causal language model, fine-tuned to continue prompts,"
+        return "causal language model"
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed, until the given ones are loaded."""

@@ -96,7 +96,8 @@ def test_the_export_gives_transformers_the_recorded_loss(tuned: Path, tmp_path: 
     assert found.item() == pytest.approx(metrics(tuned, "validation/loss")[8], abs=1e-5)
     assert counts["held_out"]["loss"] == pytest.approx(found.item(), abs=1e-5)
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "fine-tuned to continue prompts" in card and "8 of 8 records" in card and str(tuned.parent) not in card
+    assert "A BioGPT-shaped causal language model,\nfine-tuned with biogpt-pretrain" in card
+    assert "8 of 8 records" in card and str(tuned.parent) not in card
 
 
 @pytest.mark.parametrize("stage", [3, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
