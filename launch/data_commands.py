@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from data.corpus.benchmarks import BenchmarkItem
-
 from data.common.files import UserError, read_manifest, verify_files
 from launch.options import Address, Element, Out, Processes, workers_of
+
+if TYPE_CHECKING:
+    from data.corpus.benchmarks import BenchmarkItem
 
 MERGES = 40_000  # BioGPT's
 

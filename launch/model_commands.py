@@ -365,8 +365,6 @@ def generate(
 
     Many prompts: `biogpt generate run/ --prompts prompts.txt --sample --top-p 0.9 --out texts.jsonl`
     """
-    import json
-
     from data.common.files import check_places, make_output_folder, whole_file
     from pretrain.generate import STANDARD_INPUT, Decoding, Prompt, read_prompts
     from pretrain.generate import generate as continue_prompts

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.common.errors import UserError
 from model.loss import IGNORE_INDEX
-from pretrain.bits_per_byte import context_length, ends_of_text
+from pretrain.bits_per_byte import TOKENS_AT_ONCE, context_length, ends_of_text
 from pretrain.hf_folder import load_causal_lm, load_tokenizer
 from pretrain.load import best_device
 from pretrain.tasks.figures import Answers
@@ -20,8 +20,6 @@ from pretrain.tasks.task import ChoiceTask, WritingTask
 Scoring = Literal["sum", "mean"]
 """A text's score is the sum or the mean of the log-likelihoods of its tokens."""
 ITEMS_AT_ONCE = 512  # their texts are sorted by length, so that a batch needs little padding
-TOKENS_AT_ONCE = 8192  # in a batch
-LOGITS_AT_ONCE = 1 << 27  # 0.5 GB in fp32
 PROMPTS_AT_ONCE = 16
 NEW_TOKENS = 256  # the longest answer in BC5CDR's training split has 254 of BioGPT's tokens
 

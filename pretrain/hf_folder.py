@@ -29,8 +29,7 @@ def check_hf(folder: Path) -> dict[str, Any]:
 
     Raises UserError if the folder is damaged, is not a BioGPT's or has no weights.
     """
-    if (folder / MANIFEST).is_file():  # a folder from elsewhere has none
-        verify_files(folder, read_manifest(folder, "hf"))
+    _verify(folder)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "biogpt":
         raise UserError(f"{folder}: its config.json is not a BioGPT's")
@@ -57,8 +56,7 @@ def load_causal_lm(folder: Path, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     _silence_transformers()
-    if (folder / MANIFEST).is_file():
-        verify_files(folder, read_manifest(folder, "hf"))
+    _verify(folder)
     read_json(folder / "config.json")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -88,6 +86,11 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in names):  # some kinds are then made without a vocabulary
         raise UserError(f"{folder}: has no tokenizer; expected {' or '.join(sorted(names))}")
     return tokenizer
+
+
+def _verify(folder: Path) -> None:
+    if (folder / MANIFEST).is_file():  # a folder from elsewhere has none
+        verify_files(folder, read_manifest(folder, "hf"))
 
 
 def _silence_transformers() -> None:

@@ -101,17 +101,15 @@ def save_biogpt(folder: Path, fast: bool, merges: Sequence[tuple[str, str]] = ()
         (folder / "tokenizer.json").unlink()
         config = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BioGptTokenizer"}))
-    config = BioGptConfig(
-        vocab_size=len(names),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=context,
-        initializer_range=0.5,
-    )
+    config = biogpt_config(len(names), context, num_hidden_layers=2, initializer_range=0.5)
     BioGptForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def biogpt_config(vocab_size: int, context: int, **others: Any) -> BioGptConfig:
+    """The shape of a tiny model."""
+    shape: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    return BioGptConfig(vocab_size=vocab_size, max_position_embeddings=context, **shape, **others)
 
 
 def word_tokenizer(begins: bool, **names: str) -> PreTrainedTokenizerFast:

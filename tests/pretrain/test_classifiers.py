@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BioGptConfig, BioGptForSequenceClassification, BioGptForTokenClassification
+from transformers import AutoTokenizer, BioGptForSequenceClassification, BioGptForTokenClassification
 from transformers import pipeline as make_pipeline
 
 from data.common.errors import UserError
@@ -15,7 +15,7 @@ from pretrain.tasks.bc5cdr_entities import ChemicalDiseaseEntities
 from pretrain.tasks.hoc import HallmarksOfCancer
 from pretrain.tasks.pubmedqa import PubMedQA
 from tests.pretrain.tasks.invented import WRITE
-from tests.pretrain.test_bits_per_byte import save_biogpt
+from tests.pretrain.test_bits_per_byte import biogpt_config, save_biogpt
 
 pipeline: Any = make_pipeline
 
@@ -35,13 +35,10 @@ def save_classifier(folder: Path, kind: type, classes: list[str], context: int =
     if not folder.exists():
         save_biogpt(folder, fast=True)
         (folder / "model.safetensors").unlink()
-    config = BioGptConfig(
-        vocab_size=len(AutoTokenizer.from_pretrained(folder)),
-        hidden_size=16,
+    config = biogpt_config(
+        len(AutoTokenizer.from_pretrained(folder)),
+        context,
         num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=context,
         initializer_range=1.0,
         id2label=dict(enumerate(classes)),
         label2id={label: number for number, label in enumerate(classes)},
