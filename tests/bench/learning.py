@@ -87,8 +87,8 @@ DECAYS = [0.01, 0.03, 0.1, 0.3, 1.0]
 FIRST_DECAYS = (0, 2)
 OPTIONS: dict[str, str] = {}
 """Settings that are tried one by one on top of the tuned Muon: what they do, in words -> the setting."""
-AVERAGES = (2, 4, 8)
-"""How many of a final run's last checkpoints are averaged. It writes one every 32nd part of its steps."""
+AVERAGES = (2, 4)
+"""How many of a final run's last checkpoints are averaged. It writes one every 16th part of its steps."""
 SHARES = (0.5, 0.625, 0.75)
 SEEDS = (1, 2, 3)
 
@@ -129,8 +129,8 @@ class Point:
             f"train.global_batch_tokens={SIZES[self.size].batch}", f"train.steps={self.steps}",
             f"train.seed={self.seed}", f"schedule.warmup_steps={self.steps // 10}",
             f"optimizer.learning_rate={RATES[self.rate]}", f"optimizer.weight_decay={DECAYS[self.decay]}",
-            f"evaluate.every_steps={-(-self.steps // 8)}",
-            f"checkpoint.every_steps={-(-self.steps // 32) if self.final else self.steps}",
+            f"evaluate.every_steps={-(-self.steps // 8) if self.final else self.steps}",
+            f"checkpoint.every_steps={-(-self.steps // 16) if self.final else self.steps}",
             f"checkpoint.keep_last={max(AVERAGES) if self.final else 1}",
         ]  # fmt: skip
         option = [OPTIONS[self.option]] if self.option else []
@@ -308,7 +308,7 @@ def tables(
         lines.append(f"| {option} | muon | {_changes(changes)} |")
     for last, (arm, points) in itertools.product(AVERAGES, finals.items()):
         changes = [bench.figures[point][f"mean of {last}"] - bench.losses[point] for point in points]
-        lines.append(f"| mean of the last {last} of 32 checkpoints | {arm} | {_changes(changes)} |")
+        lines.append(f"| mean of the last {last} of 16 checkpoints | {arm} | {_changes(changes)} |")
     return "\n".join(lines)
 
 
