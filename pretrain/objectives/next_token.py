@@ -29,7 +29,7 @@ class NextToken(Objective):
     """Predict every token of packed blocks from the tokens before it."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._folders = recipe, recipe.shards_folders()
+        self._recipe, self._folders = recipe, recipe.data_folders()
         self._manifests = {name: read_manifest(folder, "shards") for name, folder in self._folders.items()}
         first, *others = self._folders
         for name in others:
@@ -52,13 +52,13 @@ class NextToken(Objective):
     def _blocks(self) -> MixedBlocks:
         recipe = self._recipe
         streams = [TokenStream(folder, self._manifests[name], "train") for name, folder in self._folders.items()]
-        weights = list(recipe.shards_weights().values())
+        weights = list(recipe.data_weights().values())
         return MixedBlocks(streams, weights, recipe.context_length(), recipe.train.seed)
 
     def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
         """The blocks of a split of each folder of shards."""
         if split not in self._held_out:
-            weights, length = self._recipe.shards_weights(), self._recipe.context_length()
+            weights, length = self._recipe.data_weights(), self._recipe.context_length()
             self._held_out[split] = {
                 name: held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
                 for name, folder in self._folders.items()
@@ -79,7 +79,7 @@ class NextToken(Objective):
     def identity(self) -> dict[str, Any]:
         """As `Objective.identity`."""
         hashes = {name: sha256(folder / MANIFEST) for name, folder in self._folders.items()}
-        weights = {name: str(weight) for name, weight in self._recipe.shards_weights().items()}
+        weights = {name: str(weight) for name, weight in self._recipe.data_weights().items()}
         several = len(hashes) > 1
         return {
             "shards": hashes if several else next(iter(hashes.values())),
@@ -92,7 +92,7 @@ class NextToken(Objective):
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
         figures = {}
-        for name, weight in self._recipe.shards_weights().items():
+        for name, weight in self._recipe.data_weights().items():
             counts = self._manifests[name]["counts"]
             train = counts["train"]
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
