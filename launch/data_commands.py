@@ -159,6 +159,9 @@ def tokenizer(
         bool,
         typer.Option("--normalize-punctuation", help="Normalize curly quotes, dashes and so on, as Moses does."),
     ] = False,
+    reserve: Annotated[
+        int, typer.Option(min=0, max=2**20, help="Append this many ids that no text becomes: `<reserved_0>` and so on.")
+    ] = 0,
     workers: Processes = 1,
     cluster: Address = "",
 ) -> None:
@@ -171,16 +174,17 @@ def tokenizer(
     if from_biogpt and not corpus:
         if (merges, min_count, min_word_count) != (MERGES, 1, 1):
             raise UserError("--from-biogpt learns nothing; use --merges, --min-count, --min-word-count with a corpus")
-        counts = tokenizer_from_biogpt(from_biogpt, out, normalize_punctuation)["counts"]
+        counts = tokenizer_from_biogpt(from_biogpt, out, normalize_punctuation, reserve)["counts"]
         source = str(from_biogpt)
     elif corpus and not from_biogpt:
         counts = train_tokenizer(
-            corpus, out, merges, min_count, workers_of(workers, cluster), min_word_count, normalize_punctuation
+            corpus, out, merges, min_count, workers_of(workers, cluster), min_word_count, normalize_punctuation, reserve
         )["counts"]
         source = f"{counts['words']:,} words"
     else:
         raise UserError("tokenizer: name either a corpus or --from-biogpt")
-    print(f"{out}: {counts['merges']:,} merges, vocabulary {counts['vocabulary']:,}, from {source}")
+    reserved = f", of which {reserve:,} are reserved" if reserve else ""
+    print(f"{out}: {counts['merges']:,} merges, vocabulary {counts['vocabulary']:,}{reserved}, from {source}")
 
 
 def shards(

@@ -2,25 +2,39 @@
 
 A file holds an object on each line, such as {"id": "1", "prompt": "...", "target": "..."}. An objective names the keys
 that it needs, and turns each record into `Encoded`: the ids that the model reads and the labels that it learns. Other
-keys are ignored. Files are read and encoded whole, once.
+keys are ignored. Files are read and encoded whole, once. Where an objective takes `PIECES`, a value is a text or a list
+of texts and reserved numbers, such as ["What colour is the disc?", 17, 4].
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 
 from data.common.files import UserError
-from data.text.ids import PAD_ID
+from data.text.ids import PAD_ID, reserved_ids
 
 PADDINGS = 8
 """Rows are padded to a multiple of the context length divided by this. So there are few different lengths, each of
 which `train.compile` compiles anew, and little padding."""
-KINDS = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false", dict: "an object"}
+PIECES = str | list
+"""The type of a value that `encode_pieces` encodes."""
+KINDS = {
+    str: "a text",
+    list: "a list",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    PIECES: "a text or a list",
+}
+Keys = Mapping[str, type | UnionType]
+"""The keys that each record must have, and the type of their values: one of `KINDS`."""
 
 
 class Record(NamedTuple):
@@ -44,8 +58,8 @@ class Encoded(NamedTuple):
     """What predictions are scored by, if they are."""
 
 
-def read_records(path: Path, keys: dict[str, type]) -> list[Record]:
-    """The records of a file, in its order. keys: those that each must have, and the type of their values.
+def read_records(path: Path, keys: Keys) -> list[Record]:
+    """The records of a file, in its order.
 
     Raises UserError that names the file and the line of the first mistake.
     """
@@ -59,7 +73,7 @@ def read_records(path: Path, keys: dict[str, type]) -> list[Record]:
     return records
 
 
-def _read_record(place: str, line: bytes, keys: dict[str, type]) -> Record:
+def _read_record(place: str, line: bytes, keys: Keys) -> Record:
     try:
         fields = json.loads(line)
     except ValueError as error:  # also of bytes that are not UTF-8
@@ -69,7 +83,7 @@ def _read_record(place: str, line: bytes, keys: dict[str, type]) -> Record:
     for key, kind in keys.items():
         if key not in fields:
             raise UserError(f'{place}: has no "{key}"; it has {", ".join(fields) or "no key"}')
-        if type(fields[key]) is not kind:
+        if type(fields[key]) not in (get_args(kind) or (kind,)):
             raise UserError(f'{place}: "{key}" is {_kind(fields[key])}; it must be {KINDS[kind]}')
     return Record(place, fields)
 
@@ -86,6 +100,36 @@ def encode_texts(tokenizer: Path, texts: Sequence[str]) -> list[np.ndarray]:
 
     ids, lengths = Tokenizer(tokenizer).encode_batch(pa.array(texts, pa.string()))
     return np.split(ids.astype(np.int64), np.cumsum(lengths)[:-1])
+
+
+def encode_pieces(tokenizer: Path, records: Sequence[Record], key: str) -> list[np.ndarray]:
+    """The ids of the value that each record has under `key`, of type `PIECES`, int64, without `</s>`.
+
+    Each text of a list is encoded by itself, and number n is the reserved id n of the tokenizer. Raises UserError that
+    names the record if its list holds anything else, or a number that the tokenizer does not reserve.
+    """
+    reserved = reserved_ids(tokenizer)
+    values = [_pieces(record, key, len(reserved)) for record in records]
+    texts = iter(encode_texts(tokenizer, [piece for pieces in values for piece in pieces if isinstance(piece, str)]))
+    nothing = np.zeros(0, np.int64)
+    return [
+        np.concatenate([nothing, *(next(texts) if isinstance(piece, str) else [reserved[piece]] for piece in pieces)])
+        for pieces in values
+    ]
+
+
+def _pieces(record: Record, key: str, reserved: int) -> list[str | int]:
+    """The value of a key as a list of texts and numbers from 0 to `reserved` - 1."""
+    value = record.fields[key]
+    for piece in value if isinstance(value, list) else []:
+        if type(piece) not in (str, int):
+            raise UserError(f'{record.place}: "{key}" holds {_kind(piece)}; it may hold texts and whole numbers')
+        if isinstance(piece, int) and not 0 <= piece < reserved:
+            raise UserError(
+                f'{record.place}: "{key}" holds the number {piece}; the tokenizer reserves {reserved or "no"} ids: make'
+                " it with a larger `biogpt tokenizer --reserve`"
+            )
+    return value if isinstance(value, list) else [value]
 
 
 def encode_with_offsets(tokenizer: Path, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:

@@ -25,7 +25,7 @@ from data.common.workers import Task, Workers, run_tasks
 from data.text import moses
 from data.text.bpe import END_OF_WORD, Merge, Segmenter
 from data.text.fast_tokenizer import make_fast_tokenizer
-from data.text.ids import SPECIAL_TOKENS
+from data.text.ids import RESERVED, SPECIAL_TOKENS
 from data.text.learn_bpe import learn_merges
 from data.text.punctuation import normalize
 from data.text.tokenizer import read_merges, read_text
@@ -52,20 +52,22 @@ def train_tokenizer(
     workers: Workers,
     min_word_count: int = 1,
     normalize_punctuation: bool = False,
+    reserve: int = 0,
 ) -> dict[str, Any]:
     """Learn merges and a vocabulary from the training split of `corpus`. Writes the folder `out`, returns its manifest.
 
     merges: learn at most this many; min_count: token types that occur less often in the training split become `<unk>`;
-    min_word_count: words that occur less often are ignored when merges are learned. A folder of format 2 made by the
-    same request is finished work and stays as it is, because shards and runs hold its ids. Raises UserError, which
-    names a number out of range, a corpus that is not whole or an `out` made from other inputs or settings.
+    min_word_count: words that occur less often are ignored when merges are learned; reserve: append this many ids that
+    no text becomes. A folder of format 2 made by the same request is finished work and stays as it is, because shards
+    and runs hold its ids. Raises UserError, which names a number out of range, a corpus that is not whole or an `out`
+    made from other inputs or settings.
     """
     _check_numbers(merges, min_count, min_word_count)
     check_places(out, [corpus])
     corpus_manifest = read_manifest(corpus, "corpus")
     with disk_full_named(out, str(out)), hold(out) as lease:
         numbers = (merges, min_count, min_word_count)
-        return _train_tokenizer(corpus, corpus_manifest, out, numbers, workers, normalize_punctuation, lease)
+        return _train_tokenizer(corpus, corpus_manifest, out, numbers, workers, normalize_punctuation, reserve, lease)
 
 
 def _train_tokenizer(
@@ -75,6 +77,7 @@ def _train_tokenizer(
     numbers: tuple[int, int, int],
     workers: Workers,
     normalize_punctuation: bool,
+    reserve: int,
     lease: Lease,
 ) -> dict[str, Any]:
     """What train_tokenizer does while it holds the lease of `out`."""
@@ -87,6 +90,7 @@ def _train_tokenizer(
         "min_count": min_count,
         "min_word_count": min_word_count,
         "normalize_punctuation": normalize_punctuation,
+        **_reserve_entry(reserve),
     }
     settings = {"normalize_punctuation": normalize_punctuation}
     tasks = [Task("tokenizer part", file, request["corpus"][file.name], parts / file.name, settings) for file in files]
@@ -97,12 +101,14 @@ def _train_tokenizer(
         frequent = {word: count for word, count in word_counts.items() if count >= min_word_count}
         learned = learn_merges(Counter(frequent), merges)
         vocabulary, token_counts = make_vocabulary(word_counts, learned, min_count)
+        vocabulary = with_reserved(vocabulary, reserve)
         write_tokenizer_files(folder, vocabulary, learned, normalize_punctuation)
         return {
             "words": word_counts.total(),
             "distinct_words": len(word_counts),
             "merges": len(learned),
             "vocabulary": len(vocabulary),
+            **_reserve_entry(reserve),
             "tokens": token_counts.total(),
         }
 
@@ -117,6 +123,16 @@ def _made_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
         return None
     manifest = read_manifest(out, "tokenizer")
     return manifest if (manifest["version"], manifest["request"]) == (FORMAT_WITHOUT_ASCII, request) else None
+
+
+def _reserve_entry(reserve: int) -> dict[str, int]:
+    """The entry for the reserved ids in the request and in the counts. Without any it is as before there was one."""
+    return {"reserve": reserve} if reserve else {}
+
+
+def with_reserved(vocabulary: dict[str, int], reserve: int) -> dict[str, int]:
+    """The vocabulary with this many reserved ids after all others."""
+    return vocabulary | {RESERVED.format(index): len(vocabulary) + index for index in range(reserve)}
 
 
 def _check_numbers(merges: int, min_count: int, min_word_count: int) -> None:
@@ -179,11 +195,13 @@ def make_vocabulary(
     return {token: index for index, token in enumerate(tokens)}, counts
 
 
-def tokenizer_from_biogpt(source: Path, out: Path, normalize_punctuation: bool = False) -> dict[str, Any]:
+def tokenizer_from_biogpt(
+    source: Path, out: Path, normalize_punctuation: bool = False, reserve: int = 0
+) -> dict[str, Any]:
     """Write the tokenizer of BioGPT's published `bpecodes` and `dict.txt` as the folder `out`. Returns its manifest.
 
-    The ids are those of transformers' `microsoft/biogpt`: the special tokens, then the dictionary in its order. Raises
-    UserError, which names a missing or damaged file.
+    The ids are those of transformers' `microsoft/biogpt`: the special tokens, then the dictionary in its order.
+    reserve: append this many ids that no text becomes. Raises UserError, which names a missing or damaged file.
     """
     check_places(out, [source])
     for name in BIOGPT_FILES:
@@ -192,15 +210,16 @@ def tokenizer_from_biogpt(source: Path, out: Path, normalize_punctuation: bool =
     request = {
         "biogpt": {name: sha256(source / name) for name in BIOGPT_FILES},
         "normalize_punctuation": normalize_punctuation,
+        **_reserve_entry(reserve),
     }
 
     def fill(folder: Path) -> dict[str, Any]:
         merges = read_merges(source / "bpecodes")
         if not merges:
             raise UserError(f"{source / 'bpecodes'}: holds no merge; fetch it again")
-        vocabulary = _read_dictionary(source / "dict.txt")
+        vocabulary = with_reserved(_read_dictionary(source / "dict.txt"), reserve)
         write_tokenizer_files(folder, vocabulary, merges, normalize_punctuation)
-        return {"merges": len(merges), "vocabulary": len(vocabulary)}
+        return {"merges": len(merges), "vocabulary": len(vocabulary), **_reserve_entry(reserve)}
 
     return _made_before(out, request) or make_folder(out, "tokenizer", request, fill)
 

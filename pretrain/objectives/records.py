@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from data.common.files import MANIFEST, read_manifest, sha256, verify_files
 from data.shards.mixture import MixedOrder
-from data.shards.records import Encoded, Record, Records, read_records
+from data.shards.records import Encoded, Keys, Record, Records, read_records
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.loss import IGNORE_INDEX
@@ -24,7 +24,7 @@ class RecordObjective(Objective):
     The model's shape and its tokenizer are those of `model.weights`. A run in progress has copies of both.
     """
 
-    keys: ClassVar[dict[str, type]]
+    keys: ClassVar[Keys]
     """The keys that each record must have, and the type of their values."""
     label_width: int | None = None
     """How many labels each record has; None means one for each id."""

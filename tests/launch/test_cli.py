@@ -270,10 +270,11 @@ def test_options_of_the_tokenizer_reach_it(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("".join(f"{note} {number}\n" for number, note in enumerate(notes)))
     make_corpus([tmp_path / "notes.txt"], tmp_path / "corpus", 0, 0, workers=1)
     arguments = ["tokenizer", str(tmp_path / "corpus"), "--out", str(tmp_path / "out"), "--normalize-punctuation"]
-    arguments += ["--merges", "20", "--min-count", "2", "--min-word-count", "3"]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    arguments += ["--merges", "20", "--min-count", "2", "--min-word-count", "3", "--reserve", "8"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and ", of which 8 are reserved, from " in result.output
     request = json.loads((tmp_path / "out" / "manifest.json").read_text())["request"]
-    chosen = {"merges": 20, "min_count": 2, "min_word_count": 3, "normalize_punctuation": True}
+    chosen = {"merges": 20, "min_count": 2, "min_word_count": 3, "normalize_punctuation": True, "reserve": 8}
     assert {name: request[name] for name in chosen} == chosen
     ours = Tokenizer(tmp_path / "out")
     assert not {"“", "”", "–", "…"} & set("".join(ours.vocabulary))
@@ -288,8 +289,8 @@ def test_biogpts_own_tokenizer_by_the_command(
     arguments = ["tokenizer", "--from-biogpt", str(SHARED / "tokenizers" / "biogpt"), "--out", str(tmp_path / "out")]
     line = mistake([*arguments, "--merges", "100"], capsys, monkeypatch)
     assert "--from-biogpt learns nothing" in line and not (tmp_path / "out").exists()
-    result = CliRunner().invoke(app, [*arguments, "--normalize-punctuation"])
-    assert result.exit_code == 0 and "40,000 merges, vocabulary 42,384" in result.output
+    result = CliRunner().invoke(app, [*arguments, "--normalize-punctuation", "--reserve", "16"])
+    assert result.exit_code == 0 and "vocabulary 42,400, of which 16 are reserved" in result.output
     assert Tokenizer(tmp_path / "out").normalize_punctuation
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from data.common.files import UserError
 from data.shards.order import EpochOrder
-from data.shards.records import Encoded, Records, encode_texts, read_records
-from data.text.tokenizer import Tokenizer
+from data.shards.records import PIECES, Encoded, Record, Records, encode_pieces, encode_texts, read_records
+from data.text.tokenizer import Tokenizer, read_merges
+from data.text.train import with_reserved, write_tokenizer_files
 
 KEYS = {"prompt": str, "target": str}
 
@@ -119,3 +120,54 @@ def test_every_epoch_has_each_example_once_in_an_order_of_its_own() -> None:
     assert [EpochOrder(20, seed=3).locate(number)[1] for number in range(40, 60)] == places[2]  # asked for at once
     assert order.places(range(15, 47)).tolist() == [*places[0][15:], *places[1], *places[2][:7]]
     assert [EpochOrder(20, seed=4).locate(number)[1] for number in range(20)] != places[0]
+
+
+def reserved_folder(folder: Path, sample_folder: Path) -> Path:
+    """The sample's tokenizer with three reserved ids."""
+    tokenizer = Tokenizer(sample_folder / "tokenizer")
+    vocabulary, merges = with_reserved(tokenizer.vocabulary, 3), read_merges(sample_folder / "tokenizer" / "merges.txt")
+    write_tokenizer_files(folder, vocabulary, merges)
+    return folder
+
+
+def test_lists_are_encoded_piece_by_piece(sample_folder: Path, tmp_path: Path) -> None:
+    plain, folder = Tokenizer(sample_folder / "tokenizer"), reserved_folder(tmp_path, sample_folder)
+    first = len(plain.vocabulary)
+    values = ["The role of IL-31b.", ["What is it? <reserved_1>", 2, 0, "The role"], [1], [], ""]
+    found = encode_pieces(folder, [Record("", {"source": value}) for value in values], "source")
+    assert [ids.tolist() for ids in found] == [
+        plain.encode("The role of IL-31b."),
+        [*plain.encode("What is it? <reserved_1>"), first + 2, first, *plain.encode("The role")],
+        [first + 1],
+        [],
+        [],
+    ]
+    assert {ids.dtype for ids in found} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            ["a", 3],
+            "holds the number 3; the tokenizer reserves 3 ids: make it with a larger `biogpt tokenizer --reserve`",
+        ),
+        ([-1], "holds the number -1; the tokenizer reserves 3 ids"),
+        ([1.0], "holds a number; it may hold texts and whole numbers"),
+        ([True], "holds true or false; it may hold"),
+        ([["a"]], "holds a list; it may hold"),
+        ([None], "holds null; it may hold"),
+    ],
+)
+def test_a_list_with_anything_else_names_the_record(value: Any, said: str, sample_folder: Path, tmp_path: Path) -> None:
+    records = read_records(write(tmp_path / "a.jsonl", {"source": "a"}, {"source": value}), {"source": PIECES})
+    with pytest.raises(UserError) as caught:
+        encode_pieces(reserved_folder(tmp_path, sample_folder), records, "source")
+    assert str(caught.value).startswith(f'{tmp_path / "a.jsonl"}: line 2: "source" {said}')
+    with pytest.raises(UserError, match='"source" is a number; it must be a text or a list'):
+        read_records(write(tmp_path / "b.jsonl", {"source": 3}), {"source": PIECES})
+
+
+def test_a_tokenizer_without_reserved_ids_is_named(sample_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"here: .* the tokenizer reserves no ids: make it"):
+        encode_pieces(sample_folder / "tokenizer", [Record("here", {"source": [0]})], "source")

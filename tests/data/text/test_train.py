@@ -194,12 +194,12 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
     monkeypatch.setattr("data.corpus.schema.ROWS_PER_FILE", 40)
     write_sample(tmp_path / "raw", citations=100)
     make_corpus([tmp_path / "raw"], tmp_path / "corpus", 0.05, 0.05, workers=1)
-    arguments = "merges=50, min_count=1, workers=1"
+    arguments = "merges=50, min_count=1, workers=1, reserve=8"
     code = f"from data.text.train import train_tokenizer; train_tokenizer(Path('corpus'), Path('killed'), {arguments})"
     kill_at_call(tmp_path, step, call, code)
     assert not (tmp_path / "killed").exists() and list(tmp_path.glob("killed.parts/*/manifest.json"))
     for name in ("killed", "whole"):
-        train_tokenizer(tmp_path / "corpus", tmp_path / name, merges=50, min_count=1, workers=1)
+        train_tokenizer(tmp_path / "corpus", tmp_path / name, merges=50, min_count=1, workers=1, reserve=8)
     files = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "killed").iterdir()) and len(files) >= 4
     assert all((tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files)
