@@ -136,7 +136,7 @@ def records(
 
     Example: `biogpt records corpus/ title --out title-records/`
     """
-    from data.corpus.records import make_records
+    from data.shards.corpus_records import make_records
 
     counts = make_records(corpus, task, out)["counts"]
     left_out = "".join(f", {count:,} {reason}" for reason, count in counts.pop("left_out").items())

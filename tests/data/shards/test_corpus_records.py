@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from data.archive import medline
 from data.common.files import UserError, read_manifest, verify_files
 from data.common.infilling import draw_spans
-from data.corpus.records import Citation, Pair, conclusion, find_conclusion, make_records, mask_words, title
+from data.common.parquet import SPLITS
+from data.shards.corpus_records import Citation, Pair, conclusion, find_conclusion, make_records, mask_words
+from launch.cli import app
 from tests.data.citations import citation
 from tests.data.corpora import build, content, rows
 from tests.paths import NLM, ROOT, SHARED
@@ -253,7 +256,7 @@ def test_records_are_the_corpus_in_its_order(task: str, corpus: Path, tmp_path: 
 def test_a_command_that_is_killed_and_run_again_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     make_records(corpus, "infilling", tmp_path / "whole")
     script = (
-        "import os, signal, data.corpus.records as records\n"
+        "import os, signal, data.shards.corpus_records as records\n"
         "from pathlib import Path\n"
         "mask, calls = records.mask_words, []\n"
         "def killed(*arguments):\n"
@@ -296,6 +299,10 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
     assert "train-00000.parquet: changed since it was written" in said(tmp_path / "small" / "corpus", "title")
 
 
-def test_titles_and_their_minimum() -> None:
-    assert title(Citation(1, "", "An abstract.")) == "without title"
-    assert title(Citation(1, "A title.", "An abstract.")) == Pair("An abstract.", "A title.")
+def test_the_command_says_what_it_left_out(corpus: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["records", str(corpus), "title", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    train, validation, test = (len(lines(tmp_path / "out" / f"{split}.jsonl")) for split in SPLITS)
+    assert train + validation + test == 201  # of 204, and whether one has a title is up to the corpus's filters
+    said = f"{tmp_path / 'out'}: {train} train, {validation} validation, {test} test records; left out: 2 too short"
+    assert said in result.output

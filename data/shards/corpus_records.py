@@ -19,13 +19,12 @@ from data.common.infilling import draw_spans
 from data.common.parquet import SPLITS, row_groups, split_files
 from data.common.workers import progress
 from data.corpus.schema import join_text
+from data.text.reserved import MASK
 
 VERSION = 1
 """Of the rules of all tasks. Raise it when a rule changes."""
 LEAST_SOURCE, LEAST_TARGET = 20, 3
 """Words. Records with fewer are left out."""
-MASK = 0
-"""What stands for a masked span in a list of texts and numbers: the first reserved id of a tokenizer."""
 MASK_SALT = 24
 """Of the draw of the spans from the PMID."""
 
