@@ -6,6 +6,7 @@ order.
 """
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.common.files import UserError, check_places, make_folder, read_manifest, verify_files, write_json_lines
+from data.common.files import (
+    MANIFEST,
+    UserError,
+    check_places,
+    make_folder,
+    read_manifest,
+    verify_files,
+    write_json_lines,
+)
 from data.common.hashing import mix64
 from data.common.infilling import draw_spans
 from data.common.parquet import SPLITS, row_groups, split_files
@@ -73,6 +82,8 @@ def make_records(corpus: Path, task: str, out: Path) -> dict[str, Any]:
                         f"{corpus}: its {split} split gives no record for {task}; build the corpus from more text, or"
                         " with other fractions for validation and test"
                     )
+        (folder / "corpus").mkdir()
+        shutil.copyfile(corpus / MANIFEST, folder / "corpus" / MANIFEST)  # for the model card; it proves itself
         return {**counts, "left_out": dict(sorted(left_out.items()))}
 
     return make_folder(out, "records", {"task": task, "version": VERSION, "corpus": hashes}, fill)

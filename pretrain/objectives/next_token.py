@@ -17,7 +17,7 @@ from model.decoder import Decoder, document_offsets
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch, HeldOut, text_figures
 from pretrain.hf_folder import hf_likelihood, hf_logits, load_hf
-from pretrain.objectives.objective import Exported, Objective
+from pretrain.objectives.objective import BenchmarkCounts, Exported, Objective, most_in_training, read_corpora
 from pretrain.recipe import Recipe
 from pretrain.weights import load_weights
 
@@ -101,18 +101,11 @@ class NextToken(Objective):
 
     def corpora(self) -> dict[str, dict[str, Any]]:
         """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
-        folders = {name: folder / "corpus" for name, folder in self._folders.items()}
-        return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
+        return read_corpora(self._folders)
 
-    def benchmarks(self) -> dict[str, dict[str, dict[str, int]]]:
-        """As `Objective.benchmarks`. Of several folders that looked for the same items, the one that held the most."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        for manifest in self._manifests.values():
-            for benchmark, of_split in manifest["counts"].get("benchmarks", {}).items():
-                for split, items in of_split.items():
-                    known = found.setdefault(benchmark, {}).get(split, items)
-                    found[benchmark][split] = max(known, items, key=lambda each: each["in_training"])
-        return found
+    def benchmarks(self) -> BenchmarkCounts:
+        """As `Objective.benchmarks`."""
+        return most_in_training(self._manifests)
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""

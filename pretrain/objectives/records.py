@@ -13,7 +13,7 @@ from model.config import DecoderConfig
 from model.loss import IGNORE_INDEX
 from pretrain.given import given_model
 from pretrain.held_out import Batch, HeldOut
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import BenchmarkCounts, Objective, most_in_training, read_corpora
 from pretrain.recipe import Recipe
 from pretrain.weights import load_weights
 
@@ -117,6 +117,14 @@ class RecordObjective(Objective):
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
             figures[f"training records, tokens{source}"] = f"{len(train):,}, {train.tokens.sum():,}"
         return self.kind_in_words(), figures
+
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """As `Objective.corpora`: those that `biogpt records` read."""
+        return read_corpora(self._folders)
+
+    def benchmarks(self) -> BenchmarkCounts:
+        """As `Objective.benchmarks`."""
+        return most_in_training(self.corpora())
 
     @abstractmethod
     def kind_in_words(self) -> str:

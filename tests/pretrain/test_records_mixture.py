@@ -1,18 +1,20 @@
 """Runs on several folders of records: batches, a resume, held-out losses, refusals."""
 
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.common.files import UserError, sha256
+from data.common.files import UserError, read_manifest, sha256, write_manifest
+from data.shards.mixture import MixedOrder
 from model.loss import IGNORE_INDEX
 from pretrain.inference import evaluate_folder
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe, write_recipe
 from tests.pretrain.runs import back_to_step_4, metrics
-from tests.pretrain.tuning import tuning, tuning_case, write_folder
+from tests.pretrain.tuning import prompts_and_targets, tuning, tuning_case, write_records
 from tests.ranks import Ranks
 
 WEIGHTS = {"first": 0.7, "second": 0.2, "third": 0.1}
@@ -23,7 +25,11 @@ SIZES = {"first": (40, 11), "second": (9, 5), "third": (4, 3)}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     parent = tmp_path_factory.mktemp("records")
-    return {name: write_folder(parent / name, *sizes) for name, sizes in SIZES.items()}
+    for number, (name, sizes) in enumerate(SIZES.items()):
+        (parent / name).mkdir()
+        for seed, (split, count) in enumerate(zip(("train", "validation"), sizes, strict=True)):
+            write_records(parent / name / f"{split}.jsonl", prompts_and_targets(10 * number + seed, count))
+    return {name: parent / name for name in SIZES}
 
 
 def mixture(folders: dict[str, Path], hf: Path, run: Path, *more: str) -> tuple[str, list[str]]:
@@ -89,21 +95,24 @@ def test_targets_and_tokens_are_counted_exactly(folders: dict[str, Path], hf: Pa
     assert objective.epochs(100) == {"first": 70 / 40, "second": 20 / 9, "third": 10 / 4}
 
 
-def test_every_record_of_a_batch_comes_from_the_folder_of_its_turn(
-    folders: dict[str, Path], hf: Path, tmp_path: Path
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_micro_batches_hold_the_records_of_the_mixture_on_any_ranks(
+    ranks: int, folders: dict[str, Path], hf: Path, tmp_path: Path
 ) -> None:
-    """10 records a period; 1,000 of them have 100 periods, and the largest folder more than 17 epochs."""
+    """25 steps of 8 records in micro-batches of 2, without their padding; tests/data has the order itself."""
     objective = objective_of(folders, hf, tmp_path)
-    known = {name: {record.ids.tobytes() for record in objective.records("train", name)} for name in folders}
-    taken = dict.fromkeys(folders, 0)
-    ids, _ = objective.batch(range(1_000))
-    rows = [row[: (row != 1).sum()].numpy().tobytes() for row in ids]
-    only = {name: known[name].difference(*(known[other] for other in folders if other != name)) for name in folders}
-    for row in rows:
-        for name in folders:
-            taken[name] += row in only[name]
-    assert all(0 < taken[name] <= 1_000 * WEIGHTS[name] for name in folders)
-    assert set(rows) == set().union(*known.values())
+    records = [record for name in folders for record in objective.records("train", name)]
+    weights = [Fraction(str(weight)) for weight in WEIGHTS.values()]
+    places = MixedOrder([train for train, _ in SIZES.values()], weights, objective._recipe.train.seed).places(
+        range(200)
+    )
+    for rank in range(ranks):
+        for first in range(2 * rank, 200, 2 * ranks):
+            ids, labels = objective.batch(range(first, first + 2))
+            for row, place in enumerate(places[first : first + 2]):
+                length = len(records[place].ids)
+                assert ids[row, :length].tolist() == records[place].ids.tolist() and (ids[row, length:] == 1).all()
+                assert labels[row, :length].tolist() == records[place].labels.tolist()
 
 
 def test_a_table_of_one_is_the_same_run_as_the_folder(folders: dict[str, Path], hf: Path, tmp_path: Path) -> None:
@@ -127,9 +136,27 @@ def test_the_identity_and_the_card_name_each_folder(folders: dict[str, Path], hf
     tokens = sum(len(record.ids) for record in objective.records("train", "second"))
     figures = objective.describe()[1]
     assert figures["training records, tokens of second, 20.0% of the mixture"] == f"9, {tokens}"
-    cut = objective_of(folders, hf, tmp_path, "train.context_length=12")
+    cut = objective_of(folders, hf, tmp_path, "train.context_length=40")
     cut.check()
-    assert any(" first train records are longer than train.context_length = 12" in line for line in cut.warnings())
+    assert any(" first train records are longer than train.context_length = 40" in line for line in cut.warnings())
+
+
+def test_damage_in_any_folder_is_found_and_its_corpus_is_known(
+    folders: dict[str, Path], sample_folder: Path, hf: Path, tmp_path: Path
+) -> None:
+    """Of a folder with a manifest and a copy of its corpus's, as `biogpt records` makes them."""
+    third = tmp_path / "third"
+    shutil.copytree(folders["third"], third)
+    (third / "corpus").mkdir()
+    shutil.copy(sample_folder / "corpus" / "manifest.json", third / "corpus")
+    write_manifest(third, "records", {}, {})
+    objective = objective_of({**folders, "third": third}, hf, tmp_path)
+    objective.verify()
+    assert objective.corpora() == {"third": read_manifest(sample_folder / "corpus", "corpus")}
+    with (third / "train.jsonl").open("a") as stream:
+        stream.write("{}")
+    with pytest.raises(UserError, match=r"third/train\.jsonl: changed since it was written"):
+        objective.verify()
 
 
 def test_other_folders_or_weights_are_refused_in_one_line(

@@ -251,6 +251,7 @@ def test_records_are_the_corpus_in_its_order(task: str, corpus: Path, tmp_path: 
         assert manifest["counts"][split] == len(expected) > 5
     assert manifest["counts"]["left_out"] == left_out and left_out
     verify_files(tmp_path / "out", read_manifest(tmp_path / "out", "records"))
+    assert read_manifest(tmp_path / "out" / "corpus", "corpus") == read_manifest(corpus, "corpus")
 
 
 def test_a_command_that_is_killed_and_run_again_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
