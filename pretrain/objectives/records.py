@@ -5,7 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.common.files import MANIFEST, read_manifest, sha256, verify_files
+import numpy as np
+
+from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.mixture import MixedOrder
 from data.shards.records import Encoded, Keys, Record, Records, read_records
 from model.architecture import Architecture
@@ -21,21 +23,29 @@ from pretrain.weights import load_weights
 class RecordObjective(Objective):
     """Learn from the records of a folder, or of several. Subclasses say which keys a record has, and what is learned.
 
-    The model's shape and its tokenizer are those of `model.weights`. A run in progress has copies of both.
+    The model's shape and its tokenizer are those of `model.weights`, or the tokenizer is `data.tokenizer` and the
+    weights are drawn. A run in progress has copies of both.
     """
 
     keys: ClassVar[Keys]
     """The keys that each record must have, and the type of their values."""
     label_width: int | None = None
-    """How many labels each record has; None means one for each id."""
+    """How many labels each record has; None means as many as each has."""
     config: DecoderConfig
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._folders, self._weights = recipe, recipe.data_folders(), recipe.data_weights()
-        given, own = Path(recipe.model.weights or ""), Path(recipe.train.run) / "tokenizer"
-        self.tokenizer = given_model(given).tokenizer if given.is_dir() or not own.is_dir() else own
-        assert recipe.model.vocab_size is not None
-        self.config = recipe.decoder_config(recipe.model.vocab_size)
+        given, own = Path(recipe.data.tokenizer or recipe.model.weights or ""), Path(recipe.train.run) / "tokenizer"
+        self.tokenizer = own if own.is_dir() and not given.is_dir() else given
+        if recipe.model.weights and self.tokenizer == given:
+            self.tokenizer = given_model(given).tokenizer
+        vocabulary = len(read_json(self.tokenizer / "vocab.json"))
+        if recipe.data.tokenizer and recipe.model.vocab_size not in (None, vocabulary):
+            raise UserError(
+                f"model.vocab_size = {recipe.model.vocab_size}: {self.tokenizer} has a vocabulary of {vocabulary};"
+                " leave the key out"
+            )
+        self.config = recipe.trained_config(recipe.model.vocab_size or vocabulary)
         self._records: dict[str, Records] = {}
         """Those that were read, by the split or, of several folders, by the folder's name and the split."""
 
@@ -115,7 +125,7 @@ class RecordObjective(Objective):
         for name, weight in self._weights.items():
             train = self.records("train", name)
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
-            figures[f"training records, tokens{source}"] = f"{len(train):,}, {train.tokens.sum():,}"
+            figures[f"training records, tokens{source}"] = f"{len(train):,}, {self.sizes(train).sum():,}"
         return self.kind_in_words(), figures
 
     def corpora(self) -> dict[str, dict[str, Any]]:
@@ -125,6 +135,10 @@ class RecordObjective(Objective):
     def benchmarks(self) -> BenchmarkCounts:
         """As `Objective.benchmarks`."""
         return most_in_training(self.corpora())
+
+    def sizes(self, records: Records) -> np.ndarray:
+        """How many tokens each record has."""
+        return records.tokens
 
     @abstractmethod
     def kind_in_words(self) -> str:
@@ -154,7 +168,7 @@ class RecordObjective(Objective):
 
     def tokens(self, numbers: range) -> int:
         """As `Objective.tokens`."""
-        return self._order.total(self._train.tokens, numbers)
+        return self._order.total(self.sizes(self._train), numbers)
 
     def epochs(self, examples: int) -> dict[str, float]:
         """As `Objective.epochs`."""
