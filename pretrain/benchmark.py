@@ -58,6 +58,8 @@ def answer(folder: Path, task: Task, scoring: Scoring) -> list[Answer]:
         with progress(title, items * len(task.choices())) as advance:
             return choose(model, task, scoring, advance)
     assert isinstance(task, WritingTask)
+    if model.has_encoder:
+        raise UserError(f"{folder}: is an encoder-decoder, which answers closed questions only, not {task.name}")
     with progress(title, items) as advance:
         return write(model, task, advance)
 
