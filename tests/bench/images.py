@@ -5,14 +5,18 @@ combinations training never showed. Finished steps in `--out` are kept.
 """
 
 import argparse
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from data.archive.sample import write_sample
 from data.corpus.build import make_corpus
-from data.images.draw import draw, draws_of
-from data.images.instructions import CHOICES
+from data.images.draw import COLOURS, QUARTERS, SHAPES, SIZES, Thing, draw, draws_of
+from data.images.instructions import CHOICES, caption
 from data.shards.records import PIECES, Record, encode_pieces, encode_texts, read_records
 from data.text.ids import EOS_ID
 from data.text.reserved import IMAGE_CODES, RESERVED_NUMBERS
@@ -20,11 +24,14 @@ from data.text.train import train_tokenizer
 from pretrain.answers import log_likelihoods, open_language_model
 from pretrain.export.folder import export
 from pretrain.images import load_quantizer, make_images
+from pretrain.prefix_tree import search
 from pretrain.recipe import load_recipe
 from pretrain.train import train
 from tests.bench.machine import machine
 
-PICTURES = 16_384
+PICTURES = 8_192
+CAPTIONED = 16  # pictures whose captions are searched; there are 512 captions of one thing
+BEAMS = (1, 4, 16)
 SETTINGS = (
     "model.hidden_size=96", "model.num_hidden_layers=2", "model.num_attention_heads=4", "model.intermediate_size=384",
     "model.max_position_embeddings=64", "train.steps=2500", "train.global_batch_examples=64",
@@ -71,10 +78,24 @@ def accuracy(out: Path, blank: bool) -> dict[str, float]:
     return found
 
 
-def blank_picture():
-    """A picture without things, (1, 3, S, S)."""
-    import torch
+def misses(out: Path) -> dict[int, int]:
+    """Beams -> how often beam search over all captions of one thing misses the likeliest, for `CAPTIONED` pictures."""
+    model, tokenizer = open_language_model(out / "hf"), out / "tokenizer"
+    names = itertools.product(SHAPES, COLOURS, QUARTERS, SIZES)
+    captions = [caption([Thing(*name, left=0, top=0)]) for name in names]
+    answers = [[*ids.tolist(), EOS_ID] for ids in encode_texts(tokenizer, captions)]
+    pictures = read_records(out / "images" / "test.jsonl", {"task": str, "source": PIECES, "target": PIECES})
+    chosen = [record for record in pictures if record.fields["target"] in captions][:CAPTIONED]
+    sources = [[EOS_ID, *ids.tolist()] for ids in encode_pieces(tokenizer, chosen, "source")]
+    scores = log_likelihoods(model, [(source, answer) for source in sources for answer in answers])
+    best = torch.tensor(scores).view(len(sources), -1).argmax(1).tolist()
+    ids_BS = torch.tensor(sources)  # all captions have the same instruction, and all pictures as many codes
+    found = {beams: search(model.model, ids_BS, torch.ones_like(ids_BS), answers, beams) for beams in BEAMS}
+    return {beams: sum(a != b for a, b in zip(numbers, best, strict=True)) for beams, numbers in found.items()}
 
+
+def blank_picture() -> Tensor:
+    """A picture without things, (1, 3, S, S)."""
     return torch.from_numpy(draw([], draws_of("noise", "test", 0, seed=1)))[None]
 
 
@@ -102,6 +123,10 @@ def main() -> None:
     print(f"{machine()}\n\n| {' | '.join(['accuracy', *CHOICES])} |\n|---|{'---|' * len(CHOICES)}")
     for name, found in rows.items():
         print(f"| {name} | {' | '.join(f'{found[form]:.3f}' for form in CHOICES)} |")
+    found = misses(out)
+    print(f"\n| beams | captions of {CAPTIONED} that beam search misses |\n|---|---|")
+    for beams, count in found.items():
+        print(f"| {beams} | {count} |")
 
 
 if __name__ == "__main__":
