@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.common.files import UserError
-from data.shards.records import Encoded, Record, Records, encode_texts
+from data.shards.records import PIECES, Encoded, Keys, Record, Records, encode_pieces
 from data.text.ids import EOS_ID
 from model.architecture import Architecture
 from model.config import EncoderDecoderConfig
@@ -21,18 +21,18 @@ from pretrain.objectives.records import RecordObjective
 
 
 class SourceTarget(RecordObjective):
-    """Records of a "source" and a "target". Only the tokens of the target and the `</s>` after it count in the loss.
+    """Records of a "source" and a "target", each a text or a list of texts and reserved numbers. Only the tokens of the
+    target and the `</s>` after it count in the loss.
 
     The encoder reads `</s>` and the source, as the tokenizer of an exported folder writes any text. The decoder reads
     `</s>` and the target.
     """
 
-    keys: ClassVar[dict[str, type]] = {"source": str, "target": str}
+    keys: ClassVar[Keys] = {"source": PIECES, "target": PIECES}
 
     def encode(self, records: list[Record]) -> list[Encoded]:
         """As `RecordObjective.encode`. Of a source that is too long, the end is left out."""
-        sources = encode_texts(self.tokenizer, [record.fields["source"] for record in records])
-        targets = encode_texts(self.tokenizer, [record.fields["target"] for record in records])
+        sources, targets = (encode_pieces(self.tokenizer, records, key) for key in self.keys)
         length, encoded = self._recipe.context_length(), []
         for record, source, target in zip(records, sources, targets, strict=True):
             if len(target) >= length:

@@ -195,7 +195,7 @@ def test_mistakes_are_named_before_work_starts(folders: dict[str, Path], tmp_pat
         ),
         (
             ("bc5cdr-relations", folders["blenderbot"], data, "sum", None, None),
-            "is an encoder-decoder, which answers closed questions only, not bc5cdr-relations",
+            "is a BlenderbotForConditionalGeneration, which cannot do bc5cdr-relations",
         ),
     ):
         with pytest.raises(UserError) as error:
