@@ -15,7 +15,7 @@ SHARED = pytest.mark.parametrize("share", [False, True])
 
 
 def small_encoder_decoder(share: bool = False, **changes: Any) -> EncoderDecoder:
-    """A model whose every weight is random. Its encoder has another number of layers, unless it shares the decoder's."""
+    """A model whose every weight is random. Its encoder has one layer more, unless it shares the decoder's."""
     config = small_config(**changes)
     layers = config.num_hidden_layers if share else config.num_hidden_layers + 1
     own = {"num_encoder_layers": layers, "share_layers": share}
