@@ -60,21 +60,31 @@ def load_causal_lm(folder: Path, device: torch.device) -> Any:
     Code that comes with the model is not run. Raises UserError if the folder is damaged, is not a causal language
     model's or lacks weights.
     """
-    from transformers import AutoModelForCausalLM
+    model = load_language_model(folder, device)
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{folder}: is an encoder-decoder, not a causal language model")
+    return model
+
+
+def load_language_model(folder: Path, device: torch.device) -> Any:
+    """As `load_causal_lm`, or an encoder-decoder if the folder holds one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     _silence_transformers()
     _verify(folder)
     read_json(folder / "config.json")
+    what = "causal language model"
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+        given = {"local_files_only": True, "trust_remote_code": False}
+        kind: Any = AutoModelForCausalLM
+        if AutoConfig.from_pretrained(folder, **given).is_encoder_decoder:
+            kind, what = AutoModelForSeq2SeqLM, "encoder-decoder"
+        model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **given)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: transformers loads no causal language model from it ({_one_line(error)})") from None
-    model, report = loaded
+        raise UserError(f"{folder}: transformers loads no {what} from it ({_one_line(error)})") from None
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{folder}: lacks weights of a causal language model ({missing}); is it one for another task?")
+        raise UserError(f"{folder}: lacks weights of a {what} ({missing}); is it one for another task?")
     return model.to(device).eval()
 
 

@@ -31,8 +31,7 @@ class SourceTarget(RecordObjective):
 
     def encode(self, records: list[Record]) -> list[Encoded]:
         """As `RecordObjective.encode`. Of a source that is too long, the end is left out."""
-        sources = encode_pieces(self.tokenizer, records, "source")
-        targets = encode_pieces(self.tokenizer, records, "target")
+        sources, targets = (encode_pieces(self.tokenizer, records, key) for key in self.keys)
         length, encoded = self._recipe.context_length(), []
         for record, source, target in zip(records, sources, targets, strict=True):
             if len(target) >= length:
