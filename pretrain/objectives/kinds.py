@@ -5,12 +5,14 @@ from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.prompt_target import PromptTarget
+from pretrain.objectives.source_target import SourceTarget
 from pretrain.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
     "fill_in_the_middle": FillInTheMiddle,
     "prompt_target": PromptTarget,
+    "source_target": SourceTarget,
     "token_classification": TokenClassification,
     "sequence_classification": SequenceClassification,
 }
