@@ -257,7 +257,9 @@ def evaluate(
             figures = {name.removeprefix(source): value for name, value in result.items() if name.startswith(source)}
             text = f"{model}: {split} {source.replace('/', ' ')}loss {figures['loss']:.4f} nats a token"
             if "perplexity" in figures:
-                text += f", perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.4f} bits per byte"
+                text += f", perplexity {figures['perplexity']:.2f}"
+            if "bits_per_byte" in figures:
+                text += f", {figures['bits_per_byte']:.4f} bits per byte"
             for name in sorted(figures.keys() & {"accuracy", "micro_f1", "macro_f1"}):
                 text += f", {name.replace('_', ' ')} {figures[name]:.2f} %"
             print(f"{text}, {figures['tokens']:,} tokens")

@@ -37,6 +37,14 @@ class Architecture(nn.Module):
         """Tensors by our parameter names -> by transformers' names, unpadded; each a contiguous part of one of ours."""
         raise NotImplementedError
 
+    def hf_weights(self) -> dict[str, Tensor]:
+        """All tensors that transformers loads, by its names."""
+        return self.to_hf(dict(self.state_dict()))
+
+    def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by the names of transformers or fairseq -> a state dict by ours. Raises ValueError."""
+        raise NotImplementedError
+
     def with_positions(self, number: int) -> "Architecture":
         """A model of the first positions only: those after them were never trained. Itself if it has no more."""
         raise NotImplementedError

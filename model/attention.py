@@ -1,4 +1,4 @@
-"""Causal attention with torch's fused kernels, over whole blocks or inside the documents packed into them.
+"""Attention with torch's fused kernels: causal, over whole blocks or inside the documents packed into them, or masked.
 
 The kernel is chosen by this table:
 
@@ -7,10 +7,11 @@ The kernel is chosen by this table:
 | any | none | 0 | SDPA with `is_causal`: the fused kernel that torch prefers (cuDNN, flash, efficient; CPU: flash) |
 | GPU | none | > 0 | the same, without cuDNN where it would round the dropout (see `kernels`) |
 | GPU, half precision, head size a multiple of 8 | document | any | flash over sequences of variable length |
+| any other | a source's padding | any | SDPA with a mask of the keys |
 | any other | document | any | SDPA with an exact boolean mask |
 | CPU | any | > 0 | our own, which recomputes probabilities in the backward pass; CPUs have no fused kernel for it |
 
-Letters in tensor names: B batch, T positions, N heads, D head size, S sequences.
+Letters in tensor names: B batch, T positions of queries, K of keys, N heads, D head size, S sequences.
 """
 
 import math
@@ -29,15 +30,21 @@ flash_attention = torch.ops.aten._flash_attention_forward
 
 
 class Segments(NamedTuple):
-    """The segments that attention stays inside, as a mask or as offsets. One of the two tensors is None."""
+    """What attention sees, as a mask or as offsets. At least one of the two tensors is None."""
 
-    mask_B1TT: Tensor | None
-    """True if the query (row) sees the key (column)."""
+    mask_B1TK: Tensor | None
+    """True if the query (row) sees the key (column). (B, 1, 1, K) holds for every query."""
     offsets_S: Tensor | None
     """int32: where each sequence begins in the B x T tokens, flattened, and B x T at the end."""
 
 
 EVERYTHING = Segments(None, None)
+"""Causal attention over whole blocks."""
+
+
+def both_ways(real_BK: Tensor) -> Segments:
+    """Every query sees all real keys, before and after it. At least one key of each row must be real."""
+    return Segments(real_BK[:, None, None, :], None)
 
 
 def takes_offsets(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
@@ -111,21 +118,20 @@ def unfused(device: torch.device, dropout: float) -> bool:
 
 
 def attend(query_BTND: Tensor, key_BTND: Tensor, value_BTND: Tensor, segments: Segments, dropout: float) -> Tensor:
-    """Causal attention, (B, T, N, D)."""
+    """Attention to what `segments` says, (B, T, N, D). Keys and values are (B, K, N, D)."""
     if segments.offsets_S is not None:
         arguments = (query_BTND, key_BTND, value_BTND, segments.offsets_S, dropout)
         return _attend_offsets(*arguments)  # pyright: ignore[reportCallIssue]
     query_BNTD, key_BNTD, value_BNTD = (tensor.transpose(1, 2) for tensor in (query_BTND, key_BTND, value_BTND))
-    mask_B1TT = segments.mask_B1TT
+    mask_B1TK = segments.mask_B1TK
     if unfused(query_BTND.device, dropout):
-        batch, heads, length, _ = query_BNTD.shape
-        keep_BNTT = keep_mask((batch, heads, length, length), dropout)
-        arguments = (query_BNTD, key_BNTD, value_BNTD, mask_B1TT, keep_BNTT, dropout)
+        keep_BNTK = keep_mask((*query_BNTD.shape[:3], key_BNTD.shape[2]), dropout)
+        arguments = (query_BNTD, key_BNTD, value_BNTD, mask_B1TK, keep_BNTK, dropout)
         out_BNTD = checkpoint(_attend_unfused, *arguments, use_reentrant=False, preserve_rng_state=False)
         return out_BNTD.transpose(1, 2)  # type: ignore[union-attr]
     with sdpa_kernel(kernels(dropout)):
         out_BNTD = F.scaled_dot_product_attention(
-            query_BNTD, key_BNTD, value_BNTD, attn_mask=mask_B1TT, dropout_p=dropout, is_causal=mask_B1TT is None
+            query_BNTD, key_BNTD, value_BNTD, attn_mask=mask_B1TK, dropout_p=dropout, is_causal=mask_B1TK is None
         )
     return out_BNTD.transpose(1, 2)
 
@@ -143,15 +149,15 @@ def _attend_unfused(
     query_BNTD: Tensor,
     key_BNTD: Tensor,
     value_BNTD: Tensor,
-    mask_B1TT: Tensor | None,
-    keep_BNTT: Tensor,
+    mask_B1TK: Tensor | None,
+    keep_BNTK: Tensor,
     dropout: float,
 ) -> Tensor:
-    scores_BNTT = query_BNTD @ (key_BNTD * query_BNTD.shape[-1] ** -0.5).transpose(2, 3)
-    if mask_B1TT is None:
-        mask_B1TT = torch.ones(scores_BNTT.shape[2:], dtype=torch.bool).tril()
-    probabilities_BNTT = scores_BNTT.masked_fill(~mask_B1TT, -torch.inf).softmax(-1)
-    return (probabilities_BNTT * keep_BNTT) @ (value_BNTD / (1 - dropout))
+    scores_BNTK = query_BNTD @ (key_BNTD * query_BNTD.shape[-1] ** -0.5).transpose(2, 3)
+    if mask_B1TK is None:
+        mask_B1TK = torch.ones(scores_BNTK.shape[2:], dtype=torch.bool).tril()
+    probabilities_BNTK = scores_BNTK.masked_fill(~mask_B1TK, -torch.inf).softmax(-1)
+    return (probabilities_BNTK * keep_BNTK) @ (value_BNTD / (1 - dropout))
 
 
 @torch.compiler.disable  # a kernel of its own anyway, and the number of sequences changes with each batch

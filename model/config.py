@@ -1,4 +1,4 @@
-"""The shape of a decoder, and the published shapes of BioGPT."""
+"""The shapes of models, and the published shapes of BioGPT."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -96,6 +96,45 @@ class ClassifierConfig(DecoderConfig):
         """Number of parameters of the exported model."""
         bias = self.problem == "tokens"  # as in transformers
         return super().parameter_count() + len(self.labels) * (self.hidden_size + bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(DecoderConfig):
+    """The shape of an encoder and a decoder of the same layers. `num_hidden_layers` are the decoder's."""
+
+    num_encoder_layers: int
+    share_layers: bool = False
+    """The encoder runs the decoder's layers without their cross attention, and has none of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_encoder_layers < 1:
+            raise ValueError(f"num_encoder_layers = {self.num_encoder_layers}: must be at least 1")
+        if self.share_layers and self.num_encoder_layers != self.num_hidden_layers:
+            raise ValueError(
+                f"num_encoder_layers = {self.num_encoder_layers}: with share_layers it must be num_hidden_layers ="
+                f" {self.num_hidden_layers}"
+            )
+
+    def parameter_count(self) -> int:
+        """Number of parameters of the exported model, with tied and shared weights counted once."""
+        return self._parameters(0 if self.share_layers else self.num_encoder_layers)
+
+    def _parameters(self, encoder_layers: int) -> int:
+        width, feed_forward = self.hidden_size, self.intermediate_size
+        layer = 4 * width * (width + 1) + 2 * width * feed_forward + feed_forward + width + 4 * width
+        cross_attention = 4 * width * (width + 1) + 2 * width
+        layers = (encoder_layers + self.num_hidden_layers) * layer + self.num_hidden_layers * cross_attention
+        ends = (self.max_position_embeddings + 2) * width  # of each: its positions and its last layer norm
+        return self.vocab_size * width + layers + 2 * ends
+
+    def flops_per_token(self, context_length: int) -> float:
+        """As `DecoderConfig.flops_per_token`, the mean of a source token and a target token.
+
+        A source token passes the encoder, a target token the decoder, so each multiplies about half of the weights.
+        """
+        attentions = self.num_encoder_layers + 2 * self.num_hidden_layers
+        return 3 * self._parameters(self.num_encoder_layers) + 6 * attentions * self.hidden_size * context_length
 
 
 @dataclass(frozen=True, kw_only=True)

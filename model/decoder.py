@@ -6,7 +6,7 @@ Same logits as `transformers.BioGptForCausalLM` (modeling_biogpt.py) for the sam
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,14 +28,17 @@ from model.attention import (
     takes_offsets,
 )
 from model.config import DecoderConfig
-from model.hf import hf_config, to_hf
+from model.hf import hf_config, to_hf, weights_from_hf
 from model.loss import linear_cross_entropy
 
 POSITION_OFFSET = 2  # position p reads row p + 2: fairseq's padding_idx + 1
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each with its layer norm in front and a residual around."""
+    """Attention and feed-forward, each with its layer norm in front and a residual around.
+
+    What attention sees is the caller's choice, so encoders have the same layer.
+    """
 
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
@@ -48,27 +51,38 @@ class DecoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
 
-    def forward(self, hidden_BTH: Tensor, segments: Segments, step: int, micro_step: int) -> Tensor:
+    def forward(self, hidden_BTH: Tensor, segments: Segments, step: int, micro_step: int, *source: Tensor) -> Tensor:
+        """source: what `run` of a subclass reads besides."""
         # The draw is made in here and is the same on every rank. Skipping a layer from outside would let ZeRO-3 reuse
         # its gradient of an earlier step, and ranks that disagree would wait for each other for ever.
         if self.training and is_dropped(
             self.config.layerdrop, self.config.layerdrop_seed, step, micro_step, self.index
         ):
-            return hidden_BTH
+            return self.skip(hidden_BTH, *source)
         if self._recomputes("full"):
-            return checkpoint(self.run, hidden_BTH, segments, use_reentrant=False)  # type: ignore[return-value]
-        return self.run(hidden_BTH, segments)
+            return checkpoint(self.run, hidden_BTH, segments, *source, use_reentrant=False)  # type: ignore[return-value]
+        return self.run(hidden_BTH, segments, *source)
 
-    def run(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
-        """The layer itself. `Decoder.compile_layers` compiles this function."""
+    def skip(self, hidden_BTH: Tensor, *source: Tensor) -> Tensor:
+        """What a layer that is dropped gives."""
+        return hidden_BTH
+
+    def run(self, hidden_BTH: Tensor, segments: Segments, *source: Tensor) -> Tensor:
+        """The layer itself. `compile_layers` compiles this function."""
+        return self._feed_forward(self._self_attention(hidden_BTH, segments))
+
+    def _self_attention(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
         qkv_BTH3 = self._product(self.qkv_proj, self.self_attn_layer_norm, hidden_BTH)
         heads = (*hidden_BTH.shape[:2], 3, self.config.num_attention_heads, -1)
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        query_BTND, key_BTND, value_BTND = qkv_BTH3.view(heads).unbind(2)
-        out_BTND = attend(query_BTND, key_BTND, value_BTND, segments, dropout)
-        hidden_BTH = hidden_BTH + self._dropout(self.out_proj(out_BTND.flatten(2)))
+        out_BTND = attend(*qkv_BTH3.view(heads).unbind(2), segments, self._attention_dropout())
+        return hidden_BTH + self._dropout(self.out_proj(out_BTND.flatten(2)))
+
+    def _feed_forward(self, hidden_BTH: Tensor) -> Tensor:
         inner = self._product(self.fc1, self.final_layer_norm, hidden_BTH)
         return hidden_BTH + self._dropout(self._product(self.fc2, self._activate, inner))
+
+    def _attention_dropout(self) -> float:
+        return self.config.attention_probs_dropout_prob if self.training else 0.0
 
     def _activate(self, inner: Tensor) -> Tensor:
         return F.dropout(F.gelu(inner), self.config.activation_dropout, self.training)
@@ -113,14 +127,14 @@ class Decoder(Architecture):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(config.hidden_size)
         self.embed_scale = math.sqrt(config.hidden_size)
-        initialize(self)
+        initialize(self, config)
+        if config.initialization == "fairseq":
+            self.embed_positions.weight.data[config.pad_token_id].zero_()
 
     def compile_layers(self) -> None:
         """Compile each layer and the chunks of the loss with inductor, at their first use."""
         self.compiled = True
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            layer.run = torch.compile(layer.run, dynamic=False)
+        compile_layers(self)
 
     def describe(self, device: torch.device, dtype: torch.dtype, context_length: int) -> str:
         """As `Architecture.describe`."""
@@ -131,13 +145,16 @@ class Decoder(Architecture):
         )
 
     def hidden_matrices(self) -> dict[str, int]:
-        """As `Architecture.hidden_matrices`: q, k and v are stacked in one parameter."""
-        names = [name for name, parameter in self.layers.named_parameters("layers") if parameter.dim() == 2]
-        return {name: 3 if "qkv_proj" in name else 1 for name in names}
+        """As `Architecture.hidden_matrices`."""
+        return hidden_matrices(self)
 
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.to_hf`."""
         return to_hf(tensors, self.config.vocab_size)
+
+    def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Architecture.from_hf`."""
+        return weights_from_hf(tensors)
 
     def with_positions(self, number: int) -> "Decoder":
         """As `Architecture.with_positions`."""
@@ -212,6 +229,27 @@ class Decoder(Architecture):
         return Segments(segment_mask(segments_BT), None)
 
 
+def layers_of(model: nn.Module) -> Iterator[DecoderLayer]:
+    """Every layer of a model, once."""
+    return (module for module in model.modules() if isinstance(module, DecoderLayer))
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each layer of a model with inductor, at its first use."""
+    for layer in layers_of(model):
+        layer.run = torch.compile(layer.run, dynamic=False)
+
+
+def hidden_matrices(model: nn.Module) -> dict[str, int]:
+    """As `Architecture.hidden_matrices`: q, k and v are stacked in one parameter, and so are k and v."""
+    stacked = {"qkv_proj": 3, "kv_proj": 2}
+    return {
+        name: stacked.get(name.split(".")[-2], 1)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and ".layers." in f".{name}"
+    }
+
+
 def documents(input_ids_BT: Tensor, eos_token_id: int) -> Tensor:
     """The number of each token's document in its block, (B, T). `</s>` stands before the first token of a document."""
     return (input_ids_BT == eos_token_id).cumsum(1)
@@ -223,30 +261,27 @@ def document_offsets(input_ids_BT: Tensor, eos_token_id: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(decoder: Decoder) -> None:
-    """Draw the weights from torch's global generator.
+def initialize(model: nn.Module, config: DecoderConfig) -> None:
+    """Draw the weights of a model with the embedding `embed_tokens` from torch's global generator.
 
     "fairseq": transformer_lm of fairseq 0.12 (modules/multihead_attention.py, models/transformer). q, k and v are
     drawn as three separate matrices, so that each has the Xavier bound of its own shape. "hf": N(0, 0.02), biases 0.
     The rows that pad the vocabulary are zero.
     """
-    config = decoder.config
-    if config.initialization == "hf":
-        for module in decoder.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(0.0, 0.02)
+    width, embeddings = config.hidden_size, dict(model.named_parameters())["embed_tokens.weight"]
+    for name, module in model.named_modules():
+        if config.initialization == "hf" and isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, 0.02)
             if isinstance(module, nn.Linear):
                 module.bias.zero_()
-    else:
-        width = config.hidden_size
-        decoder.embed_tokens.weight.normal_(0.0, width**-0.5)
-        decoder.embed_positions.weight.normal_(0.0, width**-0.5)
-        decoder.embed_positions.weight[config.pad_token_id].zero_()
-        for layer in decoder.layers:
-            assert isinstance(layer, DecoderLayer)
-            for projection in layer.qkv_proj.weight.split(width):
-                nn.init.xavier_uniform_(projection, gain=1 / math.sqrt(2))
-            nn.init.xavier_uniform_(layer.out_proj.weight)
-            layer.out_proj.bias.zero_()
-    decoder.embed_tokens.weight[config.pad_token_id].zero_()
-    decoder.embed_tokens.weight[config.vocab_size :].zero_()
+        elif config.initialization == "fairseq" and isinstance(module, nn.Embedding):
+            module.weight.normal_(0.0, width**-0.5)
+        elif config.initialization == "fairseq" and isinstance(module, nn.Linear):
+            if name.endswith(("q_proj", "qkv_proj", "kv_proj")):
+                for projection in module.weight.split(width):
+                    nn.init.xavier_uniform_(projection, gain=1 / math.sqrt(2))
+            elif name.endswith("out_proj"):
+                nn.init.xavier_uniform_(module.weight)
+                module.bias.zero_()
+    embeddings[config.pad_token_id].zero_()
+    embeddings[config.vocab_size :].zero_()

@@ -12,8 +12,8 @@ from torch import Tensor
 from data.common.files import UserError
 from data.text.bpe import END_OF_WORD
 from model.architecture import Architecture
-from pretrain.hf_folder import check_hf, load_tokenizer, read_hf
-from pretrain.load import best_device, load_decoder, load_run
+from pretrain.hf_folder import CAUSAL, SEQUENCE_TO_SEQUENCE, check_hf, load_tokenizer, read_hf
+from pretrain.load import best_device, load_decoder, load_encoder_decoder, load_run
 
 STANDARD_INPUT = "-"
 POSITIONS = 1024
@@ -98,6 +98,8 @@ def generate(
 ) -> list[str]:
     """Continue each prompt with the model of a run or of an HF folder. The results include the prompts.
 
+    A model with an encoder reads each prompt as its source, and the results are the targets alone.
+
     show: gets the texts while they are made, a line feed after each. A text that is not in a batch with others comes
     word by word, except from beam search. step: as for `load_run`.
 
@@ -107,19 +109,20 @@ def generate(
     for prompt in prompts:
         if not prompt.text.strip():
             raise UserError(f"{prompt.place} is empty; write the first words of a text")
-    tokenizer_folder, context_length, load = _open(folder, step)
+    tokenizer_folder, context_length, has_encoder, load = _open(folder, step)
     tokenizer = load_tokenizer(tokenizer_folder)
-    tokenizer.padding_side = "left"  # new tokens follow the last token of every prompt of a batch
+    # New tokens follow the last token of every prompt of a batch. An encoder counts positions from the first.
+    tokenizer.padding_side = "right" if has_encoder else "left"
     lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts], verbose=False)["input_ids"]]
     for prompt, length in zip(prompts, lengths, strict=True):
-        if length >= context_length:
+        if length >= context_length + has_encoder:
             raise UserError(f"{prompt.place} has {length} tokens; the model holds {context_length}")
     device = best_device()
     model, texts = load(device), []
     torch.manual_seed(decoding.seed)
-    for batch in _batches(lengths, batch_size, context_length - decoding.max_new_tokens):
+    for batch in _batches(lengths, batch_size, context_length - (0 if has_encoder else decoding.max_new_tokens)):
         encoded = tokenizer([prompts[index].text for index in batch], padding=True, return_tensors="pt").to(device)
-        options = decoding.options(context_length - encoded["input_ids"].shape[1])
+        options = decoding.options(context_length - (0 if has_encoder else encoded["input_ids"].shape[1]))
         streamer = Words(tokenizer, show) if len(batch) == 1 and decoding.beams == 1 else None
         output = model.generate(**encoded, **options, streamer=streamer)
         made = [tokenizer.decode(ids, skip_special_tokens=True) for ids in output]
@@ -178,29 +181,35 @@ def _batches(lengths: list[int], size: int, room: int) -> Iterator[range]:
         start = stop
 
 
-def _open(folder: Path, step: str) -> tuple[Path, int, Callable[[torch.device], Any]]:
-    """The folder of the tokenizer, the length of the context, and what loads the model as transformers has it."""
+def _open(folder: Path, step: str) -> tuple[Path, int, bool, Callable[[torch.device], Any]]:
+    """The folder of the tokenizer, the context's length, whether it has an encoder, and what loads transformers' model.
+
+    The context is that of a prompt with its continuation, or of each of the encoder and the decoder.
+    """
     if (folder / "recipe.toml").is_file():
         recipe, checkpoints, _ = load_run(folder, step)
-        # Fine-tuning leaves the positions beyond its context as pretraining made them.
-        length = recipe.decoder_config(1).max_position_embeddings if recipe.on_records() else recipe.context_length()
+        length, has_encoder = recipe.trained_positions(), recipe.has_encoder()
 
         def load(device: torch.device) -> Any:
-            decoder = load_decoder(folder, recipe, checkpoints).with_positions(length)
-            return _in_transformers(decoder).to(device).eval()
+            load_own = load_encoder_decoder if has_encoder else load_decoder
+            model = load_own(folder, recipe, checkpoints).with_positions(length)
+            return _in_transformers(model).to(device).eval()
 
-        return folder / "tokenizer", length, load
+        return folder / "tokenizer", length, has_encoder, load
     if step:
         raise UserError(f"{folder}: is not a run, so it has no --step to choose")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: neither a run (no recipe.toml) nor an exported folder (no config.json)")
-    length = check_hf(folder).get("max_position_embeddings", POSITIONS)
-    return folder, length, lambda device: read_hf(folder, device)
+    config = check_hf(folder, "biogpt", "blenderbot")
+    has_encoder = config["model_type"] == "blenderbot"
+    length, name = config.get("max_position_embeddings", POSITIONS), SEQUENCE_TO_SEQUENCE if has_encoder else CAUSAL
+    return folder, length, has_encoder, lambda device: read_hf(folder, device, name)
 
 
-def _in_transformers(decoder: Architecture) -> Any:
-    """transformers' BioGptForCausalLM with the weights of our decoder."""
-    from transformers import BioGptConfig, BioGptForCausalLM
+def _in_transformers(model: Architecture) -> Any:
+    """transformers' model with the weights of ours."""
+    import transformers
 
-    config, weights = BioGptConfig(**decoder.hf_config()), decoder.to_hf(dict(decoder.state_dict()))
-    return BioGptForCausalLM.from_pretrained(None, config=config, state_dict=weights)
+    kind: Any = getattr(transformers, model.hf_config()["architectures"][0])
+    config = kind.config_class(**model.hf_config())
+    return kind.from_pretrained(None, config=config, state_dict=model.hf_weights())

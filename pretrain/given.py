@@ -19,6 +19,19 @@ SHAPE = (
 """What the weights decide of a model's shape, by the names of recipes and of transformers."""
 
 
+ENCODER_LAYERS = "num_encoder_layers"
+"""A shape has it if the model is an encoder and a decoder."""
+BLENDERBOT = {
+    "d_model": "hidden_size",
+    "decoder_layers": "num_hidden_layers",
+    "encoder_layers": ENCODER_LAYERS,
+    "decoder_attention_heads": "num_attention_heads",
+    "decoder_ffn_dim": "intermediate_size",
+    "activation_function": "hidden_act",
+}
+"""Keys of transformers' BlenderbotConfig -> what BioGptConfig calls the same."""
+
+
 class Given(NamedTuple):
     """A model that exists already."""
 
@@ -26,7 +39,7 @@ class Given(NamedTuple):
     """The HF folder, or the file of the run's newest checkpoint."""
     tokenizer: Path
     shape: dict[str, int]
-    """The values of SHAPE."""
+    """The values of SHAPE, and that of ENCODER_LAYERS if it has an encoder."""
 
 
 def given_model(path: Path) -> Given:
@@ -34,7 +47,7 @@ def given_model(path: Path) -> Given:
     if not path.is_dir():
         raise UserError(f"model.weights = {path}: no such folder; expected an exported folder or a run")
     if not (path / "recipe.toml").is_file():
-        return Given(path, path, _shape(path / "config.json", read_json(path / "config.json")))
+        return Given(path, path, _shape(path / "config.json", biogpt_keys(read_json(path / "config.json"))))
     pointer, manifest = path / "latest", read_json(path / MANIFEST)
     if not pointer.is_file():
         raise UserError(f"model.weights = {path}: this run has no checkpoint yet")
@@ -46,4 +59,11 @@ def _shape(path: Path, values: Any) -> dict[str, int]:
     missing = [key for key in SHAPE if not isinstance(values, dict) or not isinstance(values.get(key), int)]
     if missing:
         raise UserError(f"{path}: has no {missing[0]}; a model to start from needs it")
-    return {key: values[key] for key in SHAPE}
+    return {key: values[key] for key in (*SHAPE, ENCODER_LAYERS) if key in values}
+
+
+def biogpt_keys(config: Any) -> Any:
+    """The content of a `config.json` with the keys of BioGptConfig, also if it is a Blenderbot's."""
+    if not isinstance(config, dict) or config.get("model_type") != "blenderbot":
+        return config
+    return {BLENDERBOT.get(key, key): value for key, value in config.items()}

@@ -1,5 +1,6 @@
 """An HF folder as transformers loads it: the model, its logits and its loss."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,41 @@ from torch import Tensor
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, verify_files
 from model.attention import segment_mask, segment_positions
 from model.decoder import documents
+from model.encoder_decoder import is_real
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import SummedLoss
 from pretrain.weights import WEIGHT_FILES
 
+CAUSAL = "BioGptForCausalLM"
+SEQUENCE_TO_SEQUENCE = "BlenderbotForConditionalGeneration"
+"""transformers' classes of our decoder, and of our encoder and decoder."""
 
-def load_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
+
+def load_hf(folder: Path, device: torch.device, name: str = CAUSAL) -> Any:
     """transformers' model of a folder, of the class `name`, in fp32, for evaluation.
 
     Raises UserError as `check_hf` does.
     """
-    check_hf(folder)
+    check_hf(folder, "blenderbot" if name == SEQUENCE_TO_SEQUENCE else "biogpt")
     return read_hf(folder, device, name)
 
 
-def check_hf(folder: Path) -> dict[str, Any]:
+def check_hf(folder: Path, *kinds: str) -> dict[str, Any]:
     """The content of a folder's `config.json`.
 
-    Raises UserError if the folder is damaged, is not a BioGPT's or has no weights.
+    Raises UserError if the folder is damaged, its model is not of one of these kinds or it has no weights.
     """
     _verify(folder)
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") != "biogpt":
-        raise UserError(f"{folder}: its config.json is not a BioGPT's")
+    if not isinstance(config, dict) or config.get("model_type") not in kinds:
+        named = {"biogpt": "BioGPT", "blenderbot": "Blenderbot"}
+        raise UserError(f"{folder}: its config.json is not a {' or '.join(named[kind] for kind in kinds)}'s")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHT_FILES)})")
     return config
 
 
-def read_hf(folder: Path, device: torch.device, name: str = "BioGptForCausalLM") -> Any:
+def read_hf(folder: Path, device: torch.device, name: str = CAUSAL) -> Any:
     """As `load_hf`, for a folder that `check_hf` has checked."""
     import transformers
     from transformers.utils.logging import disable_progress_bar
@@ -117,11 +124,19 @@ def hf_logits(model: Any, inputs_BT: Tensor) -> Tensor:
     return model(inputs_BT, attention_mask=mask_B1TT, position_ids=positions_BT).logits
 
 
-def hf_likelihood(model: Any) -> SummedLoss:
+def hf_target_logits(model: Any, source_ids_BS: Tensor, labels_BT: Tensor) -> Tensor:
+    """Logits (B, T, V) of transformers' encoder-decoder for these labels, which it shifts itself."""
+    real_BS = is_real(source_ids_BS, model.config.pad_token_id)
+    return model(source_ids_BS, attention_mask=real_BS.long(), labels=labels_BT).logits
+
+
+def hf_likelihood(
+    model: Any, logits: Callable[[Any, Tensor, Tensor], Tensor] = lambda model, inputs, _: hf_logits(model, inputs)
+) -> SummedLoss:
     """A function of inputs and targets (B, T): the summed negative log-likelihood of transformers' model, in nats."""
 
     def negative_log_likelihood(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        logits_BTV = hf_logits(model, inputs_BT)
+        logits_BTV = logits(model, inputs_BT, targets_BT)
         return torch.nn.functional.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )

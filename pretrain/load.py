@@ -10,6 +10,7 @@ from safetensors import safe_open
 from data.common.files import UserError, read_json
 from model.architecture import Architecture
 from model.decoder import Decoder
+from model.encoder_decoder import EncoderDecoder
 from pretrain.checkpoint import (
     choose_checkpoint,
     last_checkpoints,
@@ -54,18 +55,31 @@ def load_model(checkpoints: list[Path], objective: Objective, device: torch.devi
     return model.to(device).eval()
 
 
+def load_encoder_decoder(run: Path, recipe: Recipe, checkpoints: list[Path]) -> EncoderDecoder:
+    """The encoder and decoder of a run's checkpoints, in fp32, as `load_run` chose them, without the run's data."""
+    model = EncoderDecoder(recipe.encoder_decoder_config(_vocabulary(run)))
+    fill_model(checkpoints, model)
+    return model
+
+
 def load_decoder(run: Path, recipe: Recipe, checkpoints: list[Path]) -> Decoder:
     """The language model of a run's checkpoints, in fp32, as `load_run` chose them. The run's data are not needed.
 
     Raises UserError if its model has other weights too.
     """
-    decoder = Decoder(recipe.decoder_config(len(read_json(run / "tokenizer" / "vocab.json"))))
+    if recipe.has_encoder():
+        raise UserError(f"{run}: its model is not a causal language model; it has an encoder")
+    decoder = Decoder(recipe.decoder_config(_vocabulary(run)))
     with safe_open(checkpoints[-1] / "model.safetensors", "pt") as tensors:
         others = set(tensors.keys()) - decoder.to_hf(dict(decoder.state_dict())).keys()
     if others:
         raise UserError(f"{run}: its model is not a causal language model; it has the weights {', '.join(others)}")
     fill_model(checkpoints, decoder)
     return decoder
+
+
+def _vocabulary(run: Path) -> int:
+    return len(read_json(run / "tokenizer" / "vocab.json"))
 
 
 def fill_model(checkpoints: list[Path], model: Architecture) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import Field, PlainValidator
@@ -18,11 +18,15 @@ from data.common.files import UserError, whole_file
 from data.common.settings import Section, override, read_toml, validate
 from data.shards.mixture import LONGEST_PERIOD, period_of
 from data.text.ids import BOS_ID, EOS_ID, PAD_ID
-from model.config import PRESETS, Boundaries, DecoderConfig, Initialization, Recomputation
+from model.config import PRESETS, Boundaries, DecoderConfig, EncoderDecoderConfig, Initialization, Recomputation
 from pretrain import ROOT
-from pretrain.given import SHAPE, given_model
+from pretrain.given import ENCODER_LAYERS, SHAPE, given_model
 
 BUNDLED = ROOT / "launch" / "recipes"
+ON_SHARDS = ("next_token",)
+"""The objectives that learn from shards; the others learn from records."""
+ENCODER_DECODER = ("source_target",)
+"""The objectives that train an encoder and a decoder; the others train a causal decoder."""
 
 
 # Bounds keep every number finite and computable. They are far from what makes sense.
@@ -32,6 +36,7 @@ Size = Annotated[int, Field(le=2**20)]
 Rate = Annotated[float, Field(le=1e30, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+Shape = TypeVar("Shape", bound=DecoderConfig)
 SOURCE = re.compile(r"[A-Za-z0-9_-]+")
 """Names of the folders in `data.shards`."""
 
@@ -41,6 +46,11 @@ class ModelSection(Section):
     """Shape by name: tiny, biogpt, biogpt-large. The keys below override single values of it."""
     hidden_size: Size | None = Field(default=None, ge=1)
     num_hidden_layers: Size | None = Field(default=None, ge=1)
+    num_encoder_layers: Size | None = Field(default=None, ge=1)
+    """Layers of the encoder, for an objective that trains an encoder and a decoder. The default is as many as the
+    decoder's."""
+    share_layers: bool = False
+    """The encoder and the decoder use the same layers, but for the decoder's cross attention."""
     num_attention_heads: Size | None = Field(default=None, ge=1)
     intermediate_size: Size | None = Field(default=None, ge=1)
     max_position_embeddings: Size | None = Field(default=None, ge=1)
@@ -61,7 +71,8 @@ class ModelSection(Section):
     """How weights are drawn: "fairseq" as the original BioGPT, "hf" as transformers."""
     weights: Name | None = None
     """Start a new run from the weights of an HF folder, a .safetensors file, a pytorch_model.bin or a fairseq
-    checkpoint. A run on records starts from an HF folder or a run, and takes its shape and its tokenizer too."""
+    checkpoint. A run on records starts from an HF folder or a run, and takes its shape and its tokenizer too. An
+    encoder and a decoder may both start from a causal decoder; the cross attention is drawn then."""
 
 
 def _check_folders(given: Any) -> Any:
@@ -81,6 +92,9 @@ class DataSection(Section):
     records: Name | None = None
     """Folder of records to fine-tune on, instead of shards: train.jsonl, validation.jsonl and, if you like,
     test.jsonl."""
+    tokenizer: Name | None = None
+    """For a run on records whose weights are drawn, the folder of its tokenizer. With model.weights, theirs is
+    taken."""
     allow_other: bool = False
     """Resume a run with other shards or records than it was started with. Otherwise that is refused."""
 
@@ -114,10 +128,13 @@ class TrainSection(Section):
 
 
 class ObjectiveSection(Section):
-    kind: Literal["next_token", "prompt_target", "token_classification", "sequence_classification"] = "next_token"
+    kind: Literal["next_token", "prompt_target", "source_target", "token_classification", "sequence_classification"] = (
+        "next_token"
+    )
     """What the model learns: "next_token" predicts each token of packed blocks from those before it. "prompt_target"
-    predicts the target of each record, and its end, after the prompt. "token_classification" finds labelled spans of
-    characters, "sequence_classification" the label or labels of a text."""
+    predicts the target of each record, and its end, after the prompt. "source_target" predicts it too, with an encoder
+    that reads the source of the record. "token_classification" finds labelled spans of characters,
+    "sequence_classification" the label or labels of a text."""
 
 
 class OptimizerSection(Section):
@@ -209,7 +226,11 @@ class Recipe(Section):
 
     def on_records(self) -> bool:
         """Whether the objective learns from records, and not from blocks."""
-        return self.objective.kind != "next_token"
+        return self.objective.kind not in ON_SHARDS
+
+    def has_encoder(self) -> bool:
+        """Whether the objective trains an encoder and a decoder, and not a causal decoder."""
+        return self.objective.kind in ENCODER_DECODER
 
     def context_length(self) -> int:
         """Tokens of a block, or the most of a record."""
@@ -252,13 +273,34 @@ class Recipe(Section):
         return blocks // at_once
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        """The model's shape, with this vocabulary size. Raises UserError if it is impossible."""
+        """The shape of a causal decoder, with this vocabulary size. Raises UserError if it is impossible."""
+        return self._config(DecoderConfig, vocab_size)
+
+    def encoder_decoder_config(self, vocab_size: int) -> EncoderDecoderConfig:
+        """The shape of an encoder and a decoder, with this vocabulary size. Raises UserError if it is impossible."""
+        layers = self.model.num_encoder_layers or self._shape()["num_hidden_layers"]
+        own = {"num_encoder_layers": layers, "share_layers": self.model.share_layers}
+        return self._config(EncoderDecoderConfig, vocab_size, **own)
+
+    def model_config(self, vocab_size: int) -> DecoderConfig:
+        """The shape of the model that the objective trains. Raises UserError if it is impossible."""
+        return self.encoder_decoder_config(vocab_size) if self.has_encoder() else self.decoder_config(vocab_size)
+
+    def _config(self, kind: type[Shape], vocab_size: int, **own: Any) -> Shape:
         ids = {"bos_token_id": BOS_ID, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}
-        rest: dict[str, Any] = {"layerdrop_seed": self.train.seed, "vocab_size": vocab_size, **ids}
+        rest: dict[str, Any] = {"layerdrop_seed": self.train.seed, "vocab_size": vocab_size, **ids, **own}
         try:
-            return DecoderConfig(**(self._shape() | rest))
+            return kind(**(self._shape() | rest))
         except ValueError as error:
             raise UserError(f"model.{error}") from None
+
+    def trained_positions(self) -> int:
+        """How many positions of the model are trained: those of the context, or all that given weights had.
+
+        Fine-tuning on records leaves positions beyond its context as pretraining made them.
+        """
+        tuned = self.on_records() and self.model.weights
+        return int(self._shape()["max_position_embeddings"]) if tuned else self.context_length()
 
     def with_shards(self, shards: Path) -> "Recipe":
         """The same recipe for shards, or records, in another folder."""
@@ -278,7 +320,8 @@ class Recipe(Section):
         return {name: weight / sum(given.values()) for name, weight in given.items()}
 
     def _shape(self) -> dict[str, Any]:
-        given = self.model.model_dump(exclude={"preset", "weights"}, exclude_none=True)
+        other = {"preset", "weights", "num_encoder_layers", "share_layers"}
+        given = self.model.model_dump(exclude=other, exclude_none=True)
         return PRESETS[self.model.preset] | given
 
 
@@ -330,17 +373,25 @@ def _record_mistakes(recipe: Recipe) -> Iterator[str]:
     data, train, model = recipe.data, recipe.train, recipe.model
     kind, defaults = f'objective.kind = "{recipe.objective.kind}"', Recipe()
     needed = {"data.records": data.records, "train.global_batch_examples": train.global_batch_examples}
+    if not recipe.has_encoder():
+        for key in ("num_encoder_layers", "share_layers"):
+            if getattr(model, key) != getattr(defaults.model, key):
+                yield f"model.{key}: {kind} has no encoder; remove it"
     if not recipe.on_records():
-        for key in (key for key, value in needed.items() if value is not None):
+        for key in (key for key, value in {**needed, "data.tokenizer": data.tokenizer}.items() if value is not None):
             yield f"{key}: {kind} does not use it; remove it, or choose an objective that learns from records"
         return
-    for key in (key for key, value in {**needed, "model.weights": model.weights}.items() if value is None):
+    for key in (key for key, value in needed.items() if value is None):
         yield f"{key}: is missing; {kind} needs it"
+    if not model.weights and not data.tokenizer:
+        yield f"model.weights: is missing; {kind} needs it, or data.tokenizer if the weights are to be drawn"
+    if model.weights and data.tokenizer:
+        yield "data.tokenizer and model.weights: the weights have a tokenizer of their own; remove one of the keys"
     unused = {
         "data.shards": data.shards != defaults.data.shards,
         "data.weights": data.weights,
         "train.global_batch_tokens": train.global_batch_tokens != defaults.train.global_batch_tokens,
-        "model.preset": model.preset != defaults.model.preset,
+        "model.preset": model.weights and model.preset != defaults.model.preset,
         "model.boundaries": model.boundaries != defaults.model.boundaries,
     }
     for key in (key for key, given in unused.items() if given):
@@ -356,6 +407,13 @@ def _with_given_shape(recipe: Recipe) -> Recipe:
     if not recipe.on_records() or not recipe.model.weights or not missing:
         return recipe
     shape = given_model(Path(recipe.model.weights)).shape
+    if ENCODER_LAYERS in shape and not recipe.has_encoder():
+        raise UserError(
+            f'model.weights = {recipe.model.weights}: is an encoder and a decoder; objective.kind = "'
+            f'{recipe.objective.kind}" trains a causal decoder'
+        )
+    if ENCODER_LAYERS in shape and recipe.model.num_encoder_layers is None:
+        missing.append(ENCODER_LAYERS)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={key: shape[key] for key in missing})})
 
 
@@ -368,7 +426,7 @@ def _model_mistakes(recipe: Recipe) -> Iterator[str]:
             f"train.context_length = {recipe.context_length()}: longer than the model's max_position_embeddings {limit}"
         )
     try:
-        recipe.decoder_config(vocab_size=8)
+        recipe.model_config(vocab_size=8)
     except UserError as error:
         yield str(error)
 
@@ -432,7 +490,14 @@ def _schedule_mistakes(recipe: Recipe) -> Iterator[str]:
         )
 
 
-PATHS = (("data", "shards"), ("data", "records"), ("train", "run"), ("deepspeed", "config"), ("model", "weights"))
+PATHS = (
+    ("data", "shards"),
+    ("data", "records"),
+    ("data", "tokenizer"),
+    ("train", "run"),
+    ("deepspeed", "config"),
+    ("model", "weights"),
+)
 """The settings that name files or folders of this machine: section, key."""
 
 

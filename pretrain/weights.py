@@ -12,16 +12,17 @@ from torch import Tensor
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from model.architecture import Architecture
-from model.hf import CLASSIFIERS, EMBEDDING, weights_from_hf
-from pretrain.given import given_model
+from model.blenderbot import SHARED
+from model.hf import CLASSIFIERS, EMBEDDING
+from pretrain.given import biogpt_keys, given_model
 from pretrain.tensor_file import all_finite
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """The names of the weights in a folder of transformers. The first that exists is used."""
 
 
-def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
-    """Load all weights of the decoder from `path`. A classification head that is not there stays as it was drawn.
+def load_weights(model: Architecture, path: Path, tokenizer: Path) -> None:
+    """Load all weights of the model from `path`. A head or cross attention that is not there stays as it was drawn.
 
     tokenizer: folder of the run's tokenizer. A tokenizer that comes with the weights must be the same. Raises UserError
     that names what does not fit.
@@ -33,22 +34,22 @@ def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
         verify_files(path.parent, read_manifest(path.parent, "checkpoint"))
     if path.is_dir():
         check_tokenizer(path, tokenizer)
-        check_config(path, decoder.hf_config())
+        check_config(path, model.hf_config())
     try:
         given = read_weights(path)
-        rows = {name: len(tensor) for name, tensor in given.items() if name.endswith(EMBEDDING)}
-        converted = weights_from_hf(given)
+        rows = {name: len(tensor) for name, tensor in given.items() if name.endswith((EMBEDDING, SHARED))}
+        converted = model.from_hf(given)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    wrong = [(name, count) for name, count in rows.items() if count != decoder.config.vocab_size]
+    wrong = [(name, count) for name, count in rows.items() if count != model.config.vocab_size]
     if wrong:
         raise UserError(
-            f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, but the shards' vocabulary has {decoder.config.vocab_size}"
+            f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, but the shards' vocabulary has {model.config.vocab_size}"
         )
     for name, tensor in given.items():
         if not all_finite(tensor):
             raise UserError(f"{path}: {name} holds numbers that are not finite; these weights cannot be trained on")
-    wanted = decoder.state_dict()
+    wanted = model.state_dict()
     converted = {name: tensor for name, tensor in wanted.items() if name.startswith(CLASSIFIERS)} | converted
     for name in [*wanted, *converted]:
         if name not in converted or name not in wanted:
@@ -60,7 +61,7 @@ def load_weights(decoder: Architecture, path: Path, tokenizer: Path) -> None:
                 f"{path}: {name} is of shape {found}, this model's of {expected}; choose the model.preset and shape of"
                 " these weights"
             )
-    decoder.load_state_dict(converted)
+    model.load_state_dict(converted)
 
 
 def check_tokenizer(folder: Path, tokenizer: Path) -> None:
@@ -75,7 +76,8 @@ def check_tokenizer(folder: Path, tokenizer: Path) -> None:
 def check_config(folder: Path, ours: dict[str, Any]) -> None:
     """Raise UserError if the folder's config.json differs from ours in what the weights' shapes do not show."""
     path = folder / "config.json"
-    given = read_json(path) if path.is_file() else {}
+    given = biogpt_keys(read_json(path)) if path.is_file() else {}
+    ours = biogpt_keys(ours)
     same_head = "id2label" in ours and given.get("architectures") == ours["architectures"]
     for key in ("num_attention_heads", "hidden_act", "scale_embedding", *(["id2label"] if same_head else [])):
         if key in given and given[key] != ours.get(key):

@@ -37,7 +37,8 @@ class Encoded(NamedTuple):
     ids: np.ndarray
     """(T,) int64; at most as many as the context holds."""
     labels: np.ndarray
-    """One for each id, or as many as every record of the file has. Where nothing counts stands `ignore_index`."""
+    """One for each id, or of a target of its own, or as many as every record of the file has. Where nothing counts
+    stands `ignore_index`."""
     cut: bool = False
     """Whether the record was longer than the context, so that a part of it is missing."""
     answer: Any = None
@@ -106,7 +107,7 @@ class Records:
     def __init__(
         self, encoded: Sequence[Encoded], context_length: int, ignore_index: int, label_width: int | None = None
     ) -> None:
-        """label_width: how many labels each record has; None means one for each id."""
+        """label_width: how many labels each record has; None means as many as each has, padded."""
         self._encoded, self._context_length, self._ignore_index = encoded, context_length, ignore_index
         self._label_width = label_width
         self.tokens = np.array([len(each.ids) for each in encoded])
@@ -123,18 +124,21 @@ class Records:
         return self._encoded[place]
 
     def batch(self, places: Sequence[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (rows, T) int64 and labels (rows, T or `label_width`) of records, padded on the right.
+        """Ids (rows, S) int64 and labels (rows, T or `label_width`) of records, padded on the right.
 
-        T is that of the longest record, rounded up (`PADDINGS`). Padded ids are `<pad>` and padded labels do not count;
-        so are the rows after those of `places`.
+        S and T are those of the longest record, rounded up (`PADDINGS`). Padded ids are `<pad>` and padded labels do
+        not count; so are the rows after those of `places`.
         """
         chosen = [self._encoded[place] for place in places]
-        step = math.ceil(self._context_length / PADDINGS)
-        longest = max((len(each.ids) for each in chosen), default=1)
-        length = min(math.ceil(longest / step) * step, self._context_length)
+        length = self._padded(max((len(each.ids) for each in chosen), default=1))
+        width = self._label_width or self._padded(max((len(each.labels) for each in chosen), default=1))
         ids = np.full((rows, length), PAD_ID, np.int64)
-        labels = np.full((rows, self._label_width or length), self._ignore_index, self._encoded[0].labels.dtype)
+        labels = np.full((rows, width), self._ignore_index, self._encoded[0].labels.dtype)
         for row, each in enumerate(chosen):
             ids[row, : len(each.ids)] = each.ids
             labels[row, : len(each.labels)] = each.labels
         return torch.from_numpy(ids), torch.from_numpy(labels)
+
+    def _padded(self, longest: int) -> int:
+        step = math.ceil(self._context_length / PADDINGS)
+        return min(math.ceil(longest / step) * step, self._context_length)

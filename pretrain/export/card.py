@@ -43,8 +43,29 @@ from transformers import pipeline
 classify = pipeline("{task}", ".")  # or the model's name on the Hub
 print(classify("Aspirin inhibits the aggregation of platelets."))
 ```"""
+WRITES = """\
+In the folder of this card, this writes a target for a source, and prints the loss of a given one:
+
+```python
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+name = "."  # or the model's name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForSeq2SeqLM.from_pretrained(name)
+source = tokenizer("Aspirin inhibits the aggregation of platelets.", return_tensors="pt")
+output = model.generate(**source, max_new_tokens=20)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+labels = tokenizer("Aspirin", add_special_tokens=False, return_tensors="pt")["input_ids"]
+labels = torch.cat([labels, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
+print(model(**source, labels=labels).loss.item(), "nats a token")
+```
+
+Pass `labels` alone: the model shifts them itself. With `decoder_input_ids` that equal the labels, it would see what it
+is to predict."""
 USES = {
     "BioGptForCausalLM": ("text-generation", CONTINUES),
+    "BlenderbotForConditionalGeneration": ("text-generation", WRITES),
     "BioGptForTokenClassification": ("token-classification", CLASSIFIES.replace("{what}", "the tokens of a text")),
     "BioGptForSequenceClassification": ("text-classification", CLASSIFIES.replace("{what}", "a text")),
 }
@@ -119,7 +140,8 @@ def model_card(
 
 def _origin(recipe: Recipe) -> str:
     if recipe.on_records():
-        return "fine-tuned with biogpt-pretrain on records of a task"
+        how = "fine-tuned" if recipe.model.weights else "trained from random weights"
+        return f"{how} with biogpt-pretrain on records of a task"
     origin = "trained further from given weights" if recipe.model.weights else "pretrained from scratch"
     return f"{origin} with biogpt-pretrain on titles and abstracts in PubMed's format"
 

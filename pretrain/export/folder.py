@@ -52,8 +52,7 @@ def export(
         )
     objective.verify()
     model = load_model(checkpoints, objective, best_device())
-    if not recipe.on_records():  # fine-tuning leaves positions beyond its context as pretraining made them
-        model = model.with_positions(recipe.context_length())
+    model = model.with_positions(recipe.trained_positions())
 
     def fill(folder: Path) -> dict[str, Any]:
         write_hf_files(folder, model, run / "tokenizer", DTYPES[dtype])
@@ -78,12 +77,12 @@ def export(
 def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json, generation_config.json, the weights in this dtype and the tokenizer's files."""
     config = model.config
-    write_json(folder / "config.json", model.hf_config() | {"dtype": str(dtype).removeprefix("torch.")})
-    ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "pad", "eos")}
+    hf_config = model.hf_config()
+    write_json(folder / "config.json", hf_config | {"dtype": str(dtype).removeprefix("torch.")})
+    ids = {key: value for key, value in hf_config.items() if key.endswith("_token_id")}
     write_json(folder / "generation_config.json", ids)
     # A copy, because the file may hold no part of a larger tensor, such as the embedding without its padding.
-    converted = model.to_hf(dict(model.state_dict()))
-    weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in converted.items()}
+    weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in model.hf_weights().items()}
     save_torch_state_dict(weights, folder, max_shard_size=FILE_BYTES)
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors makes it readable for the owner only

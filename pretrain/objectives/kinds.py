@@ -4,11 +4,13 @@ from pretrain.objectives.classification import SequenceClassification, TokenClas
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.prompt_target import PromptTarget
+from pretrain.objectives.source_target import SourceTarget
 from pretrain.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
     "prompt_target": PromptTarget,
+    "source_target": SourceTarget,
     "token_classification": TokenClassification,
     "sequence_classification": SequenceClassification,
 }

@@ -5,7 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.common.files import MANIFEST, read_manifest, sha256, verify_files
+import numpy as np
+
+from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.order import EpochOrder
 from data.shards.records import Encoded, Record, Records, read_records
 from model.architecture import Architecture
@@ -21,21 +23,29 @@ from pretrain.weights import load_weights
 class RecordObjective(Objective):
     """Learn from the records of a folder. Subclasses say which keys a record has, and what is learned of it.
 
-    The model's shape and its tokenizer are those of `model.weights`. A run in progress has copies of both.
+    The model's shape and its tokenizer are those of `model.weights`, or the tokenizer is `data.tokenizer` and the
+    weights are drawn. A run in progress has copies of both.
     """
 
     keys: ClassVar[dict[str, type]]
     """The keys that each record must have, and the type of their values."""
     label_width: int | None = None
-    """How many labels each record has; None means one for each id."""
+    """How many labels each record has; None means as many as each has."""
     config: DecoderConfig
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._folder = recipe, Path(recipe.data.records or "")
-        given, own = Path(recipe.model.weights or ""), Path(recipe.train.run) / "tokenizer"
-        self.tokenizer = given_model(given).tokenizer if given.is_dir() or not own.is_dir() else own
-        assert recipe.model.vocab_size is not None
-        self.config = recipe.decoder_config(recipe.model.vocab_size)
+        given, own = Path(recipe.data.tokenizer or recipe.model.weights or ""), Path(recipe.train.run) / "tokenizer"
+        self.tokenizer = own if own.is_dir() and not given.is_dir() else given
+        if recipe.model.weights and self.tokenizer == given:
+            self.tokenizer = given_model(given).tokenizer
+        vocabulary = len(read_json(self.tokenizer / "vocab.json"))
+        if recipe.data.tokenizer and recipe.model.vocab_size not in (None, vocabulary):
+            raise UserError(
+                f"model.vocab_size = {recipe.model.vocab_size}: {self.tokenizer} has a vocabulary of {vocabulary};"
+                " leave the key out"
+            )
+        self.config = recipe.model_config(recipe.model.vocab_size or vocabulary)
         self._records: dict[str, Records] = {}
 
     @cached_property
@@ -85,7 +95,11 @@ class RecordObjective(Objective):
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
         train = self.records("train")
-        return self.kind_in_words(), {"training records, tokens": f"{len(train):,}, {train.tokens.sum():,}"}
+        return self.kind_in_words(), {"training records, tokens": f"{len(train):,}, {self.sizes(train).sum():,}"}
+
+    def sizes(self, records: Records) -> np.ndarray:
+        """How many tokens each record has."""
+        return records.tokens
 
     @abstractmethod
     def kind_in_words(self) -> str:
@@ -115,7 +129,7 @@ class RecordObjective(Objective):
 
     def tokens(self, numbers: range) -> int:
         """As `Objective.tokens`."""
-        tokens, examples = self.records("train").tokens, self._order.examples
+        tokens, examples = self.sizes(self.records("train")), self._order.examples
 
         def of_first(count: int) -> int:
             epochs, rest = divmod(count, examples)
