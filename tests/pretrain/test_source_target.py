@@ -17,6 +17,7 @@ from pretrain.benchmark import answer
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.export.folder import export
 from pretrain.generate import Decoding, Prompt, generate
+from pretrain.hf_folder import load_causal_lm
 from pretrain.inference import evaluate_folder
 from pretrain.load import load_decoder, load_run
 from pretrain.objectives.kinds import make_objective
@@ -358,8 +359,11 @@ def test_an_encoder_is_refused_where_a_causal_decoder_is_needed(
         load_recipe(*tuning(records, exported, tmp_path / "run"))
     with pytest.raises(UserError, match="its model is not a causal language model; it has an encoder"):
         load_decoder(tuned, *load_run(tuned)[:2])
+    with pytest.raises(UserError, match="is an encoder and a decoder, not a causal language model"):
+        load_causal_lm(exported, torch.device("cpu"))
     with pytest.raises(UserError, match=r"its config.json is not a BioGPT's"):
         evaluate_folder(exported, exported, "test")
+    (tmp_path / "pubmedqa").mkdir()
     write_pubmedqa(tmp_path / "pubmedqa")
     with pytest.raises(UserError, match="is a BlenderbotForConditionalGeneration, which cannot do PubMedQA"):
         answer(exported, PubMedQA(tmp_path / "pubmedqa", "test"), "sum")
