@@ -62,7 +62,7 @@ def load_causal_lm(folder: Path, device: torch.device) -> Any:
     """
     model = load_language_model(folder, device)
     if model.config.is_encoder_decoder:
-        raise UserError(f"{folder}: is an encoder-decoder, not a causal language model")
+        raise UserError(f"{folder}: is an encoder and a decoder, not a causal language model")
     return model
 
 
