@@ -11,8 +11,11 @@ from data.common.files import UserError
 from data.common.hashing import mix64
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch
+from pretrain.objectives.denoising import Denoising
+from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
 from pretrain.objectives.kinds import OBJECTIVES, make_objective
 from pretrain.objectives.next_token import NextToken
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.schedule import learning_rate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
@@ -51,18 +54,19 @@ class NoTargets(MaskedTokens):
         return super().mask(number) & (number // 16 != 1)
 
 
-def masked_case(chosen: list[str], objective: type[NextToken]) -> int:
-    """`run_case` with another objective in the place of next-token prediction."""
-    OBJECTIVES["next_token"] = objective
+def masked_case(chosen: list[str], objective: type[Objective]) -> int:
+    """`run_case` with another objective in the place of the recipe's."""
+    kind = load_recipe("tiny", chosen).objective.kind
+    usual, OBJECTIVES[kind] = OBJECTIVES[kind], objective
     try:
         return run_case(chosen)
     finally:
-        OBJECTIVES["next_token"] = NextToken
+        OBJECTIVES[kind] = usual
 
 
-def plain_losses(recipe: Recipe, ranks: int) -> list[float]:
+def plain_losses(recipe: Recipe, ranks: int, kind: type[Objective] = MaskedTokens) -> list[float]:
     """The same training by plain torch in one process: the sum over each global batch by its targets."""
-    objective = MaskedTokens(recipe)
+    objective: Any = kind(recipe)
     model = objective.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.optimizer.betas, weight_decay=0.01)
     size, at_once = recipe.global_batch_size(), recipe.train.micro_batch_size * ranks
@@ -72,8 +76,8 @@ def plain_losses(recipe: Recipe, ranks: int) -> list[float]:
         counted, total = objective.counted_targets(range(step * size, (step + 1) * size)), 0.0
         for micro_step in range(size // at_once):
             first = step * size + micro_step * at_once
-            inputs, targets = objective.batch(range(first, first + at_once))
-            loss = model(inputs, targets, step=step, micro_step=micro_step) / counted
+            batch = objective.batch(range(first, first + at_once))
+            loss = model(*batch, step=step, micro_step=micro_step) / counted
             loss.backward()
             total += loss.item()
         for parameter in model.parameters():  # a dropped layer has a gradient of zero under DeepSpeed
@@ -89,32 +93,39 @@ def layout(folder: Path, stage: int) -> list[str]:
     return zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
 
 
-FAST = [(1, 2), (3, 2)]
+ON_BLOCKS: dict[str, type[Objective]] = {
+    "next_token": MaskedTokens,
+    "fill_in_the_middle": FillInTheMiddle,
+    "denoising": Denoising,
+}
+FAST = [("next_token", 1, 2), ("next_token", 3, 2), ("fill_in_the_middle", 1, 2), ("denoising", 1, 2)]
 
 
 @pytest.mark.parametrize(
-    ("stage", "size"),
+    ("kind", "stage", "size"),
     [
-        pytest.param(stage, size, marks=[] if (stage, size) in FAST else [pytest.mark.slow])
+        pytest.param(kind, stage, size, marks=[] if (kind, stage, size) in FAST else [pytest.mark.slow])
+        for kind in ON_BLOCKS
         for size in (1, 2, 4)
         for stage in range(4)
     ],
 )
-def test_a_masked_loss_trains_alike_in_every_layout(
-    stage: int, size: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+def test_a_loss_on_blocks_trains_alike_in_every_layout(
+    kind: str, stage: int, size: int, two_ranks: Ranks, reserved_shards: Path, tmp_path: Path
 ) -> None:
-    """Micro-batches of 2 blocks: some ranks have no target in some of them."""
-    ranks = two_ranks if size == 2 else Ranks(size)
-    chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, *layout(tmp_path, stage))
+    """Micro-batches of 2 blocks: of the masked loss some ranks have no target in some of them."""
+    ranks, objective = two_ranks if size == 2 else Ranks(size), ON_BLOCKS[kind]
+    chosen = settings(reserved_shards, tmp_path / "run", *MORE, *layout(tmp_path, stage), f"objective.kind={kind}")
     chosen = [*chosen, "train.micro_batch_size=1"] if size == 4 else chosen
-    ranks.run(masked_case, chosen, MaskedTokens)
+    ranks.run(masked_case, chosen, objective)
     if ranks is not two_ranks:
         ranks.close()
     found, expected = (
         list(metrics(tmp_path / "run", "train/loss").values()),
-        plain_losses(load_recipe("tiny", chosen), size),
+        plain_losses(load_recipe("tiny", chosen), size, objective),
     )
-    print(f"ZeRO {stage}, {size} ranks: differs by {max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e}")
+    furthest = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+    print(f"{kind}, ZeRO {stage}, {size} ranks: differs by {furthest:.1e}")
     assert found == pytest.approx(expected, rel=2e-6)
     assert expected[-1] < expected[0] - 0.1
 
