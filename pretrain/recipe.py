@@ -296,7 +296,7 @@ class Recipe(Section):
         own = {"num_encoder_layers": layers, "share_layers": self.model.share_layers}
         return self._config(EncoderDecoderConfig, vocab_size, **own)
 
-    def model_config(self, vocab_size: int) -> DecoderConfig:
+    def trained_config(self, vocab_size: int) -> DecoderConfig:
         """The shape of the model that the objective trains. Raises UserError if it is impossible."""
         return self.encoder_decoder_config(vocab_size) if self.has_encoder() else self.decoder_config(vocab_size)
 
@@ -441,7 +441,7 @@ def _model_mistakes(recipe: Recipe) -> Iterator[str]:
             f"train.context_length = {recipe.context_length()}: longer than the model's max_position_embeddings {limit}"
         )
     try:
-        recipe.model_config(vocab_size=8)
+        recipe.trained_config(vocab_size=8)
     except UserError as error:
         yield str(error)
 
@@ -489,6 +489,11 @@ def _deepspeed_mistakes(recipe: Recipe) -> Iterator[str]:
         yield (
             "deepspeed.offload_optimizer = true with model.layerdrop: at stages 1 and 2, DeepSpeed 0.19 would update a"
             " dropped layer with its gradient of an earlier step; use deepspeed.stage=3"
+        )
+    if chosen.stage == 3 and recipe.model.share_layers and recipe.model.layerdrop:
+        yield (
+            "deepspeed.stage = 3 with model.share_layers and model.layerdrop: DeepSpeed 0.19 cannot skip a layer that"
+            " runs twice in a step; use deepspeed.stage=2"
         )
     if chosen.offload_parameters and chosen.stage != 3:
         yield "deepspeed.offload_parameters = true: needs deepspeed.stage=3"

@@ -45,7 +45,7 @@ class RecordObjective(Objective):
                 f"model.vocab_size = {recipe.model.vocab_size}: {self.tokenizer} has a vocabulary of {vocabulary};"
                 " leave the key out"
             )
-        self.config = recipe.model_config(recipe.model.vocab_size or vocabulary)
+        self.config = recipe.trained_config(recipe.model.vocab_size or vocabulary)
         self._records: dict[str, Records] = {}
 
     @cached_property
