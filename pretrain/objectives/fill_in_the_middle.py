@@ -42,5 +42,5 @@ class FillInTheMiddle(NoisedBlocks):
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
         kind, figures = super().describe()
-        rearranged = f"{self._recipe.objective.fim_rate:.0%}: <reserved_1> prefix <reserved_2> suffix <reserved_3> middle"
-        return kind, {**figures, "documents rearranged to fill in the middle": rearranged}
+        order = "`<reserved_1>` prefix `<reserved_2>` suffix `<reserved_3>` middle"
+        return kind, {**figures, f"documents rearranged as {order}": f"{self._recipe.objective.fim_rate:.0%}"}

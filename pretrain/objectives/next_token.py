@@ -44,7 +44,7 @@ class NextToken(Objective):
                 f"model.vocab_size = {recipe.model.vocab_size}: {self._folders[first]} was made with a vocabulary of"
                 f" {vocabulary}; leave the key out"
             )
-        self.config: DecoderConfig = recipe.decoder_config(vocabulary)
+        self.config: DecoderConfig = recipe.trained_config(vocabulary)
         self.tokenizer = self._folders[first] / "tokenizer"
         self._held_out: dict[str, dict[str, HeldOut]] = {}
 
@@ -114,7 +114,7 @@ class NextToken(Objective):
         """As `Objective.benchmarks`."""
         return most_in_training(self._manifests)
 
-    def build_model(self) -> Decoder:
+    def build_model(self) -> Architecture:
         """As `Objective.build_model`. The weights are a function of the seed."""
         torch.manual_seed(self._recipe.train.seed)
         return Decoder(self.config)

@@ -30,9 +30,9 @@ class NoisedBlocks(NextToken):
         self._reserved_ids = reserved_ids(self.tokenizer)
         if len(self._reserved_ids) < self.reserved:
             raise UserError(
-                f'objective.kind = "{recipe.objective.kind}": needs {self.reserved} reserved ids, and {self.tokenizer}'
-                f" has {len(self._reserved_ids)}; make another tokenizer with `biogpt tokenizer --reserve 8`, and shards"
-                " with it"
+                f'objective.kind = "{recipe.objective.kind}": needs {self.reserved} reserved ids, but {self.tokenizer}'
+                f" has {len(self._reserved_ids)}; make a tokenizer with `biogpt tokenizer --reserve 8`, and shards with"
+                " it"
             )
         self._word_ends = word_ends(self.tokenizer)
 
@@ -40,7 +40,7 @@ class NoisedBlocks(NextToken):
     def noised(
         self, inputs: np.ndarray, targets: np.ndarray, draws: np.random.RandomState, held_out: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The two rows of a batch that a block becomes. None is longer than the block.
+        """The two rows of a batch that a block becomes. The first is never longer than the block, the second as long.
 
         inputs, targets: (T,) int64 of a block, without padding.
         """

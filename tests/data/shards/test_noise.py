@@ -14,7 +14,8 @@ from data.text.ids import EOS_ID
 from data.text.tokenizer import Tokenizer
 
 VOCABULARY = 20_000
-MASK, *SENTINELS = range(VOCABULARY, VOCABULARY + 4)
+MASK = VOCABULARY
+SENTINELS = VOCABULARY + 1, VOCABULARY + 2, VOCABULARY + 3
 ENDS = np.arange(VOCABULARY + 4) % 3 == 0  # every third token ends a word; `</s>` does not
 
 
@@ -119,7 +120,7 @@ def test_rearranged_documents_are_whole_and_cut_between_words(rate: float) -> No
     rng, found, rearranged = random.Random(1), 0, 0
     for number in range(800):
         block = random_block(rng)
-        result = fill_in_the_middle(np.array(block), ENDS, tuple(SENTINELS), rate, draws_of(7, number)).tolist()
+        result = fill_in_the_middle(np.array(block), ENDS, SENTINELS, rate, draws_of(7, number)).tolist()
         assert len(result) == len(block) and MASK not in result
         *whole, cut = documents(result)
         for text, other in zip(documents(block), whole, strict=False):
@@ -140,7 +141,7 @@ def test_cuts_are_drawn_evenly_from_the_places_between_words() -> None:
     pairs = Counter[tuple[int, int]]()
     for number in range(4_000):
         block = np.array([*text, EOS_ID, *[4] * 9])
-        result = fill_in_the_middle(block, ENDS, tuple(SENTINELS), 1.0, draws_of(3, number)).tolist()
+        result = fill_in_the_middle(block, ENDS, SENTINELS, 1.0, draws_of(3, number)).tolist()
         pairs[middle_of(text, documents(result)[0])] += 1
     assert len(pairs) == 15
     for (first, last), count in pairs.items():
