@@ -47,6 +47,8 @@ def search(
     many beams as answers nothing leaves the beams, so that the answer found is the likeliest of all.
     """
     end, given = answers[0][-1], 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
+    # The sum of the tokens' log-likelihoods, not their mean. A single beam has no choice to make.
+    sums = {"length_penalty": 0.0, "early_stopping": False} if beams > 1 else {}
     written: Any = model.generate(  # type: ignore[operator]  # pyright does not see that it is a GenerationMixin
         input_ids=ids_BT,
         attention_mask=mask_BT,
@@ -54,8 +56,7 @@ def search(
         max_new_tokens=max(map(len, answers)),
         num_beams=beams,
         do_sample=False,
-        length_penalty=0.0,  # the sum of the tokens' log-likelihoods, not their mean
-        early_stopping=False,
+        **sums,
         eos_token_id=end,
         pad_token_id=end,
     )

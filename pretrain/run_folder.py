@@ -17,6 +17,7 @@ NAMES = {
     "checkpoints",
     "latest",
     "tokenizer",
+    "training-data.json",
     "stop",
 }
 """Everything that a run writes into its folder."""

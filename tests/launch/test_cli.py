@@ -27,6 +27,7 @@ COMMANDS = (
     "tokenizer",
     "shards",
     "plan",
+    "images",
     "train",
     "checkpoints",
     "report",
