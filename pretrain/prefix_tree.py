@@ -26,7 +26,7 @@ class PrefixTree(LogitsProcessor):
         """Scores (rows, V) of the next token after the tokens (rows, T).
 
         A row that holds no beginning of an answer keeps its scores: it has ended, or beam search keeps it only to fill
-        its beams, with a sum that no answer is below.
+        its beams, with a sum below that of every answer.
         """
         bound = torch.full_like(scores, -torch.inf)
         for row, tokens in enumerate(input_ids[:, self._given :].tolist()):
