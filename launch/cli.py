@@ -9,7 +9,7 @@ import typer
 
 from data.common.disk import disk_full, is_full
 from data.common.files import ShareDone, TasksFailed, UserError
-from launch.data_commands import corpus, download, sample, shards, tokenizer
+from launch.data_commands import corpus, download, records, sample, shards, tokenizer
 from launch.model_commands import (
     benchmark,
     checkpoints,
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-DATA = (download, sample, corpus, tokenizer, shards)
+DATA = (download, sample, corpus, tokenizer, shards, records)
 MODELS = (images, plan, train, finetune, checkpoints, report, compare, evaluate, benchmark, export, generate)
 for command in (*DATA, *MODELS):
     app.command()(command)

@@ -127,6 +127,23 @@ def benchmark_items(folder: Path) -> list["BenchmarkItem"]:
     ]
 
 
+def records(
+    corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
+    task: Annotated[str, typer.Argument(help="What is to be written of a citation: title, conclusion or infilling.")],
+    out: Out,
+) -> None:
+    """Make records to learn from of a corpus: the title from the abstract, the conclusion from the rest, masked words.
+
+    Example: `biogpt records corpus/ title --out title-records/`
+    """
+    from data.shards.corpus_records import make_records
+
+    counts = make_records(corpus, task, out)["counts"]
+    left_out = "".join(f", {count:,} {reason}" for reason, count in counts.pop("left_out").items())
+    written = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    print(f"{out}: {written} records{f'; left out:{left_out[1:]}' if left_out else ''}")
+
+
 def tokenizer(
     out: Out,
     corpus: Annotated[Path | None, typer.Argument(help="Folder written by `biogpt corpus`.")] = None,

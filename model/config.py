@@ -137,6 +137,20 @@ class EncoderDecoderConfig(DecoderConfig):
         return 3 * self._parameters(self.num_encoder_layers) + 6 * attentions * self.hidden_size * context_length
 
 
+@dataclass(frozen=True, kw_only=True)
+class BertGenerationConfig(DecoderConfig):
+    """The shape of an encoder like BERT's. Names and defaults are those of transformers' `BertGenerationConfig`."""
+
+    layer_norm_eps: float = 1e-12
+    bos_token_id: int = 2
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+
+    def parameter_count(self) -> int:
+        """Number of parameters. There is no norm after the last layer, but one after the embeddings."""
+        return super().parameter_count() - 2 * self.hidden_size  # no two rows in front of the positions
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 128,

@@ -311,7 +311,7 @@ def training_data(recipe: Recipe) -> tuple[int, dict[str, int], str]:
     """The vocabulary, the training tokens of each folder of shards (empty if one does not exist), and where both are
     from, in words.
     """
-    folders = recipe.shards_folders()
+    folders = recipe.data_folders()
     missing = [folder for folder in folders.values() if not folder.is_dir()]
     if not missing:
         counts = {name: read_manifest(folder, "shards")["counts"] for name, folder in folders.items()}
@@ -326,7 +326,7 @@ def _epochs(recipe: Recipe, tokens: dict[str, int]) -> str:
     total = recipe.train.steps * recipe.train.global_batch_tokens
     told = [
         f"{float(weight) * total / tokens[name]:,.1f} of {tokens[name]:,} tokens{f' of {name}' * (len(tokens) > 1)}"
-        for name, weight in recipe.shards_weights().items()
+        for name, weight in recipe.data_weights().items()
         if name in tokens
     ]
     return ", ".join(told) or "unknown without shards"

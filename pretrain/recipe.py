@@ -38,7 +38,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Shape = TypeVar("Shape", bound=DecoderConfig)
 SOURCE = re.compile(r"[A-Za-z0-9_-]+")
-"""Names of the folders in `data.shards`."""
+"""Names of the folders in a table of `data.shards` or `data.records`."""
 
 
 class ModelSection(Section):
@@ -76,22 +76,26 @@ class ModelSection(Section):
 
 
 def _check_folders(given: Any) -> Any:
+    """A folder, or a table of them; for PlainValidator."""
     folders = given if isinstance(given, dict) else {"train": given}
     fit = (SOURCE.fullmatch(name) and isinstance(folder, str) and folder for name, folder in folders.items())
     if folders and all(fit):
         return given
-    raise PydanticCustomError("shards", 'must be a folder, or a table of folders, as in {pubmed = "a", pmc = "b"}')
+    raise PydanticCustomError("folders", 'must be a folder, or a table of folders, as in {pubmed = "a", pmc = "b"}')
+
+
+Folders = Annotated[str | dict[str, str], PlainValidator(_check_folders)]
 
 
 class DataSection(Section):
-    shards: Annotated[str | dict[str, str], PlainValidator(_check_folders)] = "shards"
+    shards: Folders = "shards"
     """Folder written by `biogpt shards`; or a table of several, made with the same tokenizer: a name -> its folder."""
     weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
-    """For a table of folders, the share of each in the tokens of training: its name -> a number. 9 and 1 are 90 % and
-    10 %. The held-out loss is weighted in the same way."""
-    records: Name | None = None
-    """Folder of records to fine-tune on, instead of shards: train.jsonl, validation.jsonl and, if you like,
-    test.jsonl."""
+    """For a table of folders, the share of each in the blocks or records of training: its name -> a number. 9 and 1 are
+    90 % and 10 %. The held-out loss is weighted in the same way."""
+    records: Folders | None = None
+    """Folder of records to learn from, instead of shards: train.jsonl, validation.jsonl and, if you like, test.jsonl;
+    or a table of several: a name -> its folder."""
     tokenizer: Name | None = None
     """For a run on records whose weights are drawn, the folder of its tokenizer. With model.weights, theirs is
     taken."""
@@ -304,19 +308,27 @@ class Recipe(Section):
 
     def with_shards(self, shards: Path) -> "Recipe":
         """The same recipe for shards, or records, in another folder."""
-        if self.on_records():
-            return self.model_copy(update={"data": self.data.model_copy(update={"records": str(shards)})})
-        return self.model_copy(update={"data": self.data.model_copy(update={"shards": str(shards), "weights": None})})
+        changed = {self.data_key(): str(shards), "weights": None}
+        return self.model_copy(update={"data": self.data.model_copy(update=changed)})
 
-    def shards_folders(self) -> dict[str, Path]:
-        """The folders of shards, in the order of their names. A single one is called "train"."""
-        shards = self.data.shards if isinstance(self.data.shards, dict) else {"train": self.data.shards}
-        return {name: Path(shards[name]) for name in sorted(shards)}
+    def data_key(self) -> Literal["shards", "records"]:
+        """The key of [data] that names the folders of training data."""
+        return "records" if self.on_records() else "shards"
 
-    def shards_weights(self) -> dict[str, Fraction]:
-        """The share of each folder of shards in training. They sum to 1."""
+    def data_folders(self) -> dict[str, Path]:
+        """The folders of shards or records, in the order of their names.
+
+        One that is not in a table is called "train" if it holds shards, and "records" if it holds records.
+        """
+        given = getattr(self.data, self.data_key()) or {}
+        alone = "records" if self.on_records() else "train"
+        folders = given if isinstance(given, dict) else {alone: given}
+        return {name: Path(folders[name]) for name in sorted(folders)}
+
+    def data_weights(self) -> dict[str, Fraction]:
+        """The share of each folder of shards or records in training. They sum to 1."""
         weights = self.data.weights or {}
-        given = {name: Fraction(str(weights.get(name, 1))) for name in self.shards_folders()}
+        given = {name: Fraction(str(weights.get(name, 1))) for name in self.data_folders()}
         return {name: weight / sum(given.values()) for name, weight in given.items()}
 
     def _shape(self) -> dict[str, Any]:
@@ -389,7 +401,6 @@ def _record_mistakes(recipe: Recipe) -> Iterator[str]:
         yield "data.tokenizer and model.weights: the weights have a tokenizer of their own; remove one of the keys"
     unused = {
         "data.shards": data.shards != defaults.data.shards,
-        "data.weights": data.weights,
         "train.global_batch_tokens": train.global_batch_tokens != defaults.train.global_batch_tokens,
         "model.preset": model.weights and model.preset != defaults.model.preset,
         "model.boundaries": model.boundaries != defaults.model.boundaries,
@@ -432,13 +443,15 @@ def _model_mistakes(recipe: Recipe) -> Iterator[str]:
 
 
 def _data_mistakes(recipe: Recipe) -> Iterator[str]:
-    table, weights = recipe.data.shards if isinstance(recipe.data.shards, dict) else {}, recipe.data.weights or {}
+    key, weights = recipe.data_key(), recipe.data.weights or {}
+    given = getattr(recipe.data, key)
+    table = given if isinstance(given, dict) else {}
     for name in sorted(weights.keys() - table.keys()):
-        yield f"data.weights.{name}: data.shards has no folder of that name; it has {', '.join(table) or 'no table'}"
+        yield f"data.weights.{name}: data.{key} has no folder of that name; it has {', '.join(table) or 'no table'}"
     if len(table) > 1:
         for name in sorted(table.keys() - weights.keys()):
-            yield f"data.weights.{name}: is missing; every folder of data.shards needs its share"
-        if period_of(list(recipe.shards_weights().values())) > LONGEST_PERIOD:
+            yield f"data.weights.{name}: is missing; every folder of data.{key} needs its share"
+        if period_of(list(recipe.data_weights().values())) > LONGEST_PERIOD:
             yield "data.weights: give the shares with fewer digits, as in 0.75 and 0.25"
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -81,6 +81,21 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all."""
     with whole_file(path) as stream:
         stream.write(json_bytes(content))
+
+
+def json_line(content: Any) -> bytes:
+    """JSON in a line, in ASCII: a record of a file of JSON lines."""
+    return f"{json.dumps(content)}\n".encode()
+
+
+def write_json_lines(path: Path, contents: Iterable[Any]) -> int:
+    """Write a line of JSON for each, whole or not at all. Returns how many there are. They may be a stream."""
+    count = 0
+    with whole_file(path) as stream:
+        for each in contents:
+            stream.write(json_line(each))
+            count += 1
+    return count
 
 
 def read_json(path: Path) -> Any:

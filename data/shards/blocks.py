@@ -89,11 +89,11 @@ class MixedBlocks(Blocks):
 
     def __init__(self, streams: list[TokenStream], weights: list[Fraction], context_length: int, seed: int) -> None:
         """weights: the shares of the streams, which sum to 1. The first stream alone gives the blocks of its folder."""
-        seeds = [seed, *(int(mix64(np.array([index]), salt=seed)[0]) for index in range(1, len(streams)))]
+        self._mixture = Mixture(weights)
+        seeds = self._mixture.seeds(seed)
         self._folders = [
             TrainingBlocks(stream, context_length, own) for stream, own in zip(streams, seeds, strict=True)
         ]
-        self._mixture = Mixture(weights)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """As `Blocks.read`."""
@@ -102,8 +102,7 @@ class MixedBlocks(Blocks):
 
     def epochs(self, blocks: int) -> list[float]:
         """How often the first so many blocks have gone through each folder."""
-        counts = self._mixture.counts(blocks)
-        return [count / folder.blocks_per_epoch for count, folder in zip(counts, self._folders, strict=True)]
+        return self._mixture.epochs(blocks, [folder.blocks_per_epoch for folder in self._folders])
 
 
 def held_out_batch(

@@ -45,11 +45,10 @@ def export(
     recipe = recipe.with_shards(shards) if shards else recipe
     objective = make_objective(recipe)
     if objective.identity() != state["data"]:
-        what = "records" if recipe.on_records() else "shards"
-        places = recipe.data.records or ", ".join(map(str, recipe.shards_folders().values()))
+        places = ", ".join(map(str, recipe.data_folders().values()))
         raise UserError(
-            f"{places}: not the {what} that {run} was trained on; name the right ones with --shards, or several of them"
-            " in its recipe.toml"
+            f"{places}: not the {recipe.data_key()} that {run} was trained on; name the right ones with --shards, or"
+            " several of them in its recipe.toml"
         )
     objective.verify()
     model = load_model(checkpoints, objective, best_device())

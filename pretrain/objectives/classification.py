@@ -37,10 +37,13 @@ class Classification(RecordObjective):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._train = self._folder / "train.jsonl"
-        problem, classes = self.find_classes(read_records(self._train, self.keys))
+        if len(self._folders) > 1:
+            kind = recipe.objective.kind
+            raise UserError(f'data.records: objective.kind = "{kind}" learns from one folder; name one, not a table')
+        self._file = next(iter(self._folders.values())) / "train.jsonl"
+        problem, classes = self.find_classes(read_records(self._file, self.keys))
         if len(classes) < 2:
-            raise UserError(f"{self._train}: its records have too few labels to tell apart: {', '.join(classes)}")
+            raise UserError(f"{self._file}: its records have too few labels to tell apart: {', '.join(classes)}")
         self.config = self._shape = ClassifierConfig(**asdict(self.config), labels=classes, problem=problem)
 
     @abstractmethod
@@ -66,7 +69,7 @@ class Classification(RecordObjective):
     def class_of(self, name: str, record: Record) -> int:
         """The number of a class. Raises UserError if no training record has it."""
         if name not in self._shape.labels:
-            raise UserError(f"{record.place}: no record of {self._train} has the label {name.split('-')[-1]!r}")
+            raise UserError(f"{record.place}: no record of {self._file} has the label {name.split('-')[-1]!r}")
         return self._shape.labels.index(name)
 
     def figures(self, loss: float) -> dict[str, float]:
@@ -75,7 +78,7 @@ class Classification(RecordObjective):
 
     def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
         """As `Objective.held_out`."""
-        return {"records": ScoredRecords(self, split)}
+        return {name: ScoredRecords(self, split) for name in self._folders}
 
     def build_model(self) -> Classifier:
         """As `Objective.build_model`. A new head keeps the weights that are drawn here, a function of the seed."""

@@ -17,7 +17,7 @@ from model.decoder import Decoder, document_offsets
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch, HeldOut, text_figures
 from pretrain.hf_folder import hf_likelihood, hf_logits, load_hf
-from pretrain.objectives.objective import Exported, Objective
+from pretrain.objectives.objective import BenchmarkCounts, Exported, Objective, most_in_training, read_corpora
 from pretrain.recipe import Recipe
 from pretrain.weights import load_weights
 
@@ -29,7 +29,7 @@ class NextToken(Objective):
     """Predict every token of packed blocks from the tokens before it."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._folders = recipe, recipe.shards_folders()
+        self._recipe, self._folders = recipe, recipe.data_folders()
         self._manifests = {name: read_manifest(folder, "shards") for name, folder in self._folders.items()}
         first, *others = self._folders
         for name in others:
@@ -52,18 +52,25 @@ class NextToken(Objective):
     def _blocks(self) -> MixedBlocks:
         recipe = self._recipe
         streams = [TokenStream(folder, self._manifests[name], "train") for name, folder in self._folders.items()]
-        weights = list(recipe.shards_weights().values())
+        weights = list(recipe.data_weights().values())
         return MixedBlocks(streams, weights, recipe.context_length(), recipe.train.seed)
 
     def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
         """The blocks of a split of each folder of shards."""
         if split not in self._held_out:
-            weights, length = self._recipe.shards_weights(), self._recipe.context_length()
+            weights, length = self._recipe.data_weights(), self._recipe.context_length()
             self._held_out[split] = {
-                name: held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
+                source: held_out
                 for name, folder in self._folders.items()
+                for source, held_out in self.sources_of(
+                    name, held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
+                ).items()
             }
         return self._held_out[split]
+
+    def sources_of(self, name: str, blocks: "HeldOutBlocks") -> dict[str, HeldOut]:
+        """What is evaluated on the blocks of a folder, by the sources' names. Their weights sum to the blocks'."""
+        return {name: blocks}
 
     def check(self) -> None:
         """As `Objective.check`."""
@@ -79,7 +86,7 @@ class NextToken(Objective):
     def identity(self) -> dict[str, Any]:
         """As `Objective.identity`."""
         hashes = {name: sha256(folder / MANIFEST) for name, folder in self._folders.items()}
-        weights = {name: str(weight) for name, weight in self._recipe.shards_weights().items()}
+        weights = {name: str(weight) for name, weight in self._recipe.data_weights().items()}
         several = len(hashes) > 1
         return {
             "shards": hashes if several else next(iter(hashes.values())),
@@ -92,7 +99,7 @@ class NextToken(Objective):
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
         figures = {}
-        for name, weight in self._recipe.shards_weights().items():
+        for name, weight in self._recipe.data_weights().items():
             counts = self._manifests[name]["counts"]
             train = counts["train"]
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
@@ -101,18 +108,11 @@ class NextToken(Objective):
 
     def corpora(self) -> dict[str, dict[str, Any]]:
         """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
-        folders = {name: folder / "corpus" for name, folder in self._folders.items()}
-        return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
+        return read_corpora(self._folders)
 
-    def benchmarks(self) -> dict[str, dict[str, dict[str, int]]]:
-        """As `Objective.benchmarks`. Of several folders that looked for the same items, the one that held the most."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        for manifest in self._manifests.values():
-            for benchmark, of_split in manifest["counts"].get("benchmarks", {}).items():
-                for split, items in of_split.items():
-                    known = found.setdefault(benchmark, {}).get(split, items)
-                    found[benchmark][split] = max(known, items, key=lambda each: each["in_training"])
-        return found
+    def benchmarks(self) -> BenchmarkCounts:
+        """As `Objective.benchmarks`."""
+        return most_in_training(self._manifests)
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""
@@ -128,10 +128,14 @@ class NextToken(Objective):
 
         With `model.boundaries = "document"` also where their documents begin: here nothing waits for a GPU to find out.
         """
-        inputs, targets = self._blocks.batch(numbers)
+        inputs, targets = self.read(numbers)
         if self.config.boundaries == "none":
             return inputs, targets
         return inputs, targets, document_offsets(inputs, self.config.eos_token_id)
+
+    def read(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of training blocks, (len(numbers), context_length) int64 each."""
+        return self._blocks.batch(numbers)
 
     def epochs(self, examples: int) -> dict[str, float]:
         """As `Objective.epochs`."""

@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from data.common.files import read_manifest
 from model.architecture import Architecture
 from pretrain.held_out import Batch, HeldOut, SummedLoss
 from pretrain.recipe import Recipe
+
+BenchmarkCounts = dict[str, dict[str, dict[str, int]]]
+"""Benchmark -> split -> what a corpus counted of its items."""
 
 
 class Exported(NamedTuple):
@@ -66,8 +70,8 @@ class Objective(ABC):
         """The manifests of the corpora that the training data come from, by the source's name, as far as known."""
         return {}
 
-    def benchmarks(self) -> dict[str, dict[str, dict[str, int]]]:
-        """What is known of benchmarks' items in the training data: benchmark -> split -> counts of the corpus."""
+    def benchmarks(self) -> BenchmarkCounts:
+        """What is known of benchmarks' items in the training data."""
         return {}
 
     @abstractmethod
@@ -108,3 +112,20 @@ class Objective(ABC):
     @abstractmethod
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """The model that transformers loads from an exported folder."""
+
+
+def read_corpora(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """The manifests of the corpora that folders of shards or records were made from, of those that hold a copy."""
+    copies = {name: folder / "corpus" for name, folder in folders.items()}
+    return {name: read_manifest(copy, "corpus") for name, copy in copies.items() if copy.is_dir()}
+
+
+def most_in_training(manifests: dict[str, dict[str, Any]]) -> BenchmarkCounts:
+    """What manifests count of benchmarks. Of several that looked for the same items, the one that held the most."""
+    found: BenchmarkCounts = {}
+    for manifest in manifests.values():
+        for benchmark, of_split in manifest["counts"].get("benchmarks", {}).items():
+            for split, items in of_split.items():
+                known = found.setdefault(benchmark, {}).get(split, items)
+                found[benchmark][split] = max(known, items, key=lambda each: each["in_training"])
+    return found

@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
-from data.shards.order import EpochOrder
+from data.shards.mixture import MixedOrder
 from data.shards.records import Encoded, Keys, Record, Records, read_records
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.loss import IGNORE_INDEX
 from pretrain.given import given_model
 from pretrain.held_out import Batch, HeldOut
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import BenchmarkCounts, Objective, most_in_training, read_corpora
 from pretrain.recipe import Recipe
 from pretrain.weights import load_weights
 
 
 class RecordObjective(Objective):
-    """Learn from the records of a folder. Subclasses say which keys a record has, and what is learned of it.
+    """Learn from the records of a folder, or of several. Subclasses say which keys a record has, and what is learned.
 
     The model's shape and its tokenizer are those of `model.weights`, or the tokenizer is `data.tokenizer` and the
     weights are drawn. A run in progress has copies of both.
@@ -34,7 +34,7 @@ class RecordObjective(Objective):
     config: DecoderConfig
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._folder = recipe, Path(recipe.data.records or "")
+        self._recipe, self._folders, self._weights = recipe, recipe.data_folders(), recipe.data_weights()
         given, own = Path(recipe.data.tokenizer or recipe.model.weights or ""), Path(recipe.train.run) / "tokenizer"
         self.tokenizer = own if own.is_dir() and not given.is_dir() else given
         if recipe.model.weights and self.tokenizer == given:
@@ -47,10 +47,18 @@ class RecordObjective(Objective):
             )
         self.config = recipe.trained_config(recipe.model.vocab_size or vocabulary)
         self._records: dict[str, Records] = {}
+        """Those that were read, by the split or, of several folders, by the folder's name and the split."""
 
     @cached_property
-    def _order(self) -> EpochOrder:
-        return EpochOrder(len(self.records("train")), self._recipe.train.seed)
+    def _train(self) -> Records:
+        """The training records of all folders, one folder after the other."""
+        folders = [self.records("train", name) for name in self._folders]
+        return folders[0] if len(folders) == 1 else self._as_records([each for folder in folders for each in folder])
+
+    @cached_property
+    def _order(self) -> MixedOrder:
+        of_folders = [len(self.records("train", name)) for name in self._folders]
+        return MixedOrder(of_folders, list(self._weights.values()), self._recipe.train.seed)
 
     @abstractmethod
     def encode(self, records: list[Record]) -> list[Encoded]:
@@ -60,28 +68,44 @@ class RecordObjective(Objective):
     def figures(self, loss: float) -> dict[str, float]:
         """As `HeldOut.figures`."""
 
-    def records(self, split: str) -> Records:
-        """The records of a split, which are read once. Raises UserError that names what is wrong with them."""
-        if split not in self._records:
-            encoded = self.encode(read_records(self._folder / f"{split}.jsonl", self.keys))
-            length = self._recipe.context_length()
-            self._records[split] = Records(encoded, length, IGNORE_INDEX, self.label_width)
-        return self._records[split]
+    def records(self, split: str, name: str = "") -> Records:
+        """The records of a split of a folder, which are read once. name: of the folder, if there are several.
+
+        Raises UserError that names what is wrong with them.
+        """
+        name = name or next(iter(self._folders))
+        called = f"{name} {split}" if len(self._folders) > 1 else split
+        if called not in self._records:
+            encoded = self.encode(read_records(self._folders[name] / f"{split}.jsonl", self.keys))
+            self._records[called] = self._as_records(encoded)
+        return self._records[called]
+
+    def _as_records(self, encoded: list[Encoded]) -> Records:
+        return Records(encoded, self._recipe.context_length(), IGNORE_INDEX, self.label_width)
 
     def check(self) -> None:
         """As `Objective.check`."""
-        for split in ("train", "validation"):
-            self.records(split)
+        for name in self._folders:
+            for split in ("train", "validation"):
+                self.records(split, name)
 
     def verify(self) -> None:
-        """As `Objective.verify`. Only a folder that `biogpt finetune` made has a manifest to compare with."""
-        if (self._folder / MANIFEST).is_file():
-            verify_files(self._folder, read_manifest(self._folder, "records"))
+        """As `Objective.verify`. Only a folder that `biogpt records` or `finetune` made has a manifest."""
+        for folder in self._folders.values():
+            if (folder / MANIFEST).is_file():
+                verify_files(folder, read_manifest(folder, "records"))
 
     def identity(self) -> dict[str, Any]:
         """As `Objective.identity`."""
+        hashes = {
+            name: {split: sha256(folder / f"{split}.jsonl") for split in ("train", "validation")}
+            for name, folder in self._folders.items()
+        }
+        weights = {name: str(weight) for name, weight in self._weights.items()}
+        several = len(hashes) > 1
         return {
-            "records": {split: sha256(self._folder / f"{split}.jsonl") for split in ("train", "validation")},
+            "records": hashes if several else next(iter(hashes.values())),
+            **({"weights": weights} if several else {}),
             "tokenizer": {name: sha256(self.tokenizer / name) for name in ("vocab.json", "merges.txt")},
             "context_length": self._recipe.context_length(),
             "global_batch_examples": self._recipe.train.global_batch_examples,
@@ -90,12 +114,27 @@ class RecordObjective(Objective):
 
     def held_out(self, split: str = "validation") -> dict[str, HeldOut]:
         """As `Objective.held_out`."""
-        return {"records": HeldOutRecords(self.records(split), self)}
+        return {
+            name: HeldOutRecords(self.records(split, name), self, float(weight))
+            for name, weight in self._weights.items()
+        }
 
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
-        train = self.records("train")
-        return self.kind_in_words(), {"training records, tokens": f"{len(train):,}, {self.sizes(train).sum():,}"}
+        figures = {}
+        for name, weight in self._weights.items():
+            train = self.records("train", name)
+            source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
+            figures[f"training records, tokens{source}"] = f"{len(train):,}, {self.sizes(train).sum():,}"
+        return self.kind_in_words(), figures
+
+    def corpora(self) -> dict[str, dict[str, Any]]:
+        """As `Objective.corpora`: those that `biogpt records` read."""
+        return read_corpora(self._folders)
+
+    def benchmarks(self) -> BenchmarkCounts:
+        """As `Objective.benchmarks`."""
+        return most_in_training(self.corpora())
 
     def sizes(self, records: Records) -> np.ndarray:
         """How many tokens each record has."""
@@ -121,32 +160,26 @@ class RecordObjective(Objective):
 
     def batch(self, numbers: range) -> Batch:
         """Ids and labels of the records, padded; see `Records.batch`."""
-        return self.records("train").batch(self._order.places(numbers).tolist(), len(numbers))
+        return self._train.batch(self._order.places(numbers).tolist(), len(numbers))
 
     def counted_targets(self, numbers: range) -> int:
         """As `Objective.counted_targets`."""
-        return int(self.records("train").counted[self._order.places(numbers)].sum())
+        return int(self._train.counted[self._order.places(numbers)].sum())
 
     def tokens(self, numbers: range) -> int:
         """As `Objective.tokens`."""
-        tokens, examples = self.sizes(self.records("train")), self._order.examples
-
-        def of_first(count: int) -> int:
-            epochs, rest = divmod(count, examples)
-            return epochs * int(tokens.sum()) + int(tokens[self._order.places(range(count - rest, count))].sum())
-
-        return of_first(numbers.stop) - of_first(numbers.start)
+        return self._order.total(self.sizes(self._train), numbers)
 
     def epochs(self, examples: int) -> dict[str, float]:
         """As `Objective.epochs`."""
-        return {"records": examples / len(self.records("train"))}
+        return dict(zip(self._folders, self._order.epochs(examples), strict=True))
 
 
 class HeldOutRecords(HeldOut):
     """The records of a held-out file, in its order."""
 
-    def __init__(self, records: Records, objective: RecordObjective) -> None:
-        self._records, self._objective, self.examples = records, objective, len(records)
+    def __init__(self, records: Records, objective: RecordObjective, weight: float = 1.0) -> None:
+        self._records, self._objective, self.examples, self.weight = records, objective, len(records), weight
 
     def batch(self, numbers: range, batch_size: int) -> Batch:
         """Ids and labels, (batch_size, T)."""

@@ -21,11 +21,10 @@ from pretrain.objectives.records import RecordObjective
 
 
 class SourceTarget(RecordObjective):
-    """Records of a "source" and a "target", each a text or a list of texts and reserved numbers. Only the tokens of the
-    target and the `</s>` after it count in the loss.
+    """Records of a "source" and a "target", each a text or a list of texts and reserved numbers.
 
-    The encoder reads `</s>` and the source, as the tokenizer of an exported folder writes any text. The decoder reads
-    `</s>` and the target.
+    Only the tokens of the target and the `</s>` after it count in the loss. The encoder reads `</s>` and the source, as
+    the tokenizer of an exported folder writes any text. The decoder reads `</s>` and the target.
     """
 
     keys: ClassVar[Keys] = {"source": PIECES, "target": PIECES}

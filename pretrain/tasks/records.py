@@ -1,11 +1,10 @@
 """The items of a benchmark as a folder of records to fine-tune on."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from data.common.files import UserError, make_folder
+from data.common.files import UserError, json_line, make_folder, write_json_lines
 from pretrain.tasks import TASKS
 from pretrain.tasks.task import Item
 
@@ -21,14 +20,11 @@ def write_records(task: str, kind: str, data: Path, out: Path) -> dict[str, Any]
     if task not in TASKS:
         raise UserError(f"{task}: no such benchmark; choose from {', '.join(TASKS)}")
     splits = {split: [as_record(item, kind) for item in TASKS[task](data, split).items] for split in SPLITS}
-    content = {split: "".join(json.dumps(each) + "\n" for each in records) for split, records in splits.items()}
 
     def fill(folder: Path) -> dict[str, Any]:
-        for split, lines in content.items():
-            (folder / f"{split}.jsonl").write_text(lines)
-        return {split: len(records) for split, records in splits.items()}
+        return {split: write_json_lines(folder / f"{split}.jsonl", records) for split, records in splits.items()}
 
-    hashes = {split: hashlib.sha256(lines.encode()).hexdigest() for split, lines in content.items()}
+    hashes = {split: hashlib.sha256(b"".join(map(json_line, records))).hexdigest() for split, records in splits.items()}
     return make_folder(out, "records", {"task": task, "records": hashes}, fill)
 
 

@@ -5,7 +5,17 @@ import sys
 
 from tests.paths import ROOT
 
-OF_EXTRAS = ("pytest", "hypothesis", "megatron", "megatron.core", "ray", "pubmed_parser", "pubmedparser", "accelerate")
+OF_EXTRAS = (
+    "pytest",
+    "hypothesis",
+    "megatron",
+    "megatron.core",
+    "ray",
+    "pubmed_parser",
+    "pubmedparser",
+    "accelerate",
+    "rouge_score",
+)
 WITHOUT_EXTRAS = f"import sys; sys.modules.update(dict.fromkeys({OF_EXTRAS!r}));"
 BENCHMARKS = sorted(
     path.stem for path in (ROOT / "tests/bench").glob("*.py") if not path.stem.startswith(("test_", "_"))

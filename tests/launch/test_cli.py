@@ -26,6 +26,7 @@ COMMANDS = (
     "corpus",
     "tokenizer",
     "shards",
+    "records",
     "plan",
     "images",
     "train",
@@ -50,7 +51,7 @@ def test_help_and_data_commands_import_neither_torch_nor_deepspeed() -> None:
     code = (
         "import sys; sys.argv = ['biogpt', '--help']\n"
         "import launch.cli, data.corpus.build, data.text.train, data.shards.build, data.archive.sample\n"
-        "import data.corpus.benchmarks, pretrain.tasks.find\n"
+        "import data.corpus.benchmarks, data.shards.corpus_records, pretrain.tasks.find\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -72,7 +72,7 @@ def zero_3_settings(folder: Path) -> list[str]:
 def plain_start(chosen: list[str]) -> tuple[Recipe, TrainingBlocks, Decoder]:
     """The tiny recipe with these settings, its blocks and its new model, without objective and engine."""
     recipe = load_recipe("tiny", chosen)
-    shards = recipe.shards_folders()["train"]
+    shards = recipe.data_folders()["train"]
     manifest = read_manifest(shards, "shards")
     stream = TokenStream(shards, manifest, "train")
     blocks = TrainingBlocks(stream, recipe.context_length(), recipe.train.seed)

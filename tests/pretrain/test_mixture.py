@@ -179,8 +179,8 @@ def test_the_table_is_read_back_with_absolute_paths(tmp_path: Path) -> None:
     recipe = load_recipe(str(path), ["data.weights.b=0.5", "data.shards.c=x/c", "data.weights.c=0.25"])
     write_recipe(recipe, tmp_path / "recipe.toml")
     back = load_recipe(str(tmp_path / "recipe.toml"))
-    assert back.shards_folders() == {name: Path(f"x/{name}").resolve() for name in "abc"}
-    assert {name: str(share) for name, share in back.shards_weights().items()} == {"a": "4/7", "b": "2/7", "c": "1/7"}
+    assert back.data_folders() == {name: Path(f"x/{name}").resolve() for name in "abc"}
+    assert {name: str(share) for name, share in back.data_weights().items()} == {"a": "4/7", "b": "2/7", "c": "1/7"}
 
 
 TABLE = ["data.shards.a=x", "data.shards.b=y"]

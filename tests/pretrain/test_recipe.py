@@ -84,7 +84,7 @@ def test_the_resolved_recipe_reads_back_the_same_with_absolute_paths(tmp_path: P
     recipe = load_recipe("biogpt", ["train.run=a-run", "data.shards=some/shards", "optimizer.epsilon=1e-8"])
     write_recipe(recipe, tmp_path / "recipe.toml")
     back = load_recipe(str(tmp_path / "recipe.toml"))
-    assert Path(back.train.run) == Path("a-run").resolve() and back.shards_folders()["train"].is_absolute()
+    assert Path(back.train.run) == Path("a-run").resolve() and back.data_folders()["train"].is_absolute()
     different = {"train": {"run"}, "data": {"shards"}}
     assert back.model_dump(exclude=different) == recipe.model_dump(exclude=different)
 

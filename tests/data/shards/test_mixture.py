@@ -1,15 +1,17 @@
-"""data/shards/mixture.py against a plain count, and the blocks of several folders against those of each alone."""
+"""data/shards/mixture.py against a plain count, and the examples of several folders against those of each alone."""
 
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.shards.blocks import MixedBlocks, TokenStream, TrainingBlocks
-from data.shards.mixture import Mixture, pattern_of, period_of
+from data.shards.mixture import MixedOrder, Mixture, pattern_of, period_of
+from data.shards.order import EpochOrder
 from tests.data.shards.test_blocks import random_shards, write_shards
 
 CONTEXT = 16
@@ -125,3 +127,46 @@ def test_equal_folders_are_shuffled_each_in_its_own_way(streams: list[TokenStrea
     read = [mixed.read(number)[1].tolist() for number in range(4 * size)]
     same = sum(a == b for a, b in zip(read[::2], read[1::2], strict=True))
     assert same < size / 4
+
+
+# Records: places among those of all folders
+
+SIZES = [11, 5, 3]
+
+
+def plain_places(numbers: range, seed: int) -> list[int]:
+    """The places, counted one by one: the pattern says the folder, and the folder's own order the record."""
+    seeds = Mixture(WEIGHTS).seeds(seed)
+    orders = [EpochOrder(size, own) for size, own in zip(SIZES, seeds, strict=True)]
+    pattern, taken, places = pattern_of(WEIGHTS), [0, 0, 0], []
+    for number in range(numbers.stop):
+        index = pattern[number % len(pattern)]
+        places.append(sum(SIZES[:index]) + orders[index].locate(taken[index])[1])
+        taken[index] += 1
+    return places[numbers.start :]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_records_of_three_folders_are_the_same_batches_on_any_ranks(ranks: int) -> None:
+    """Over more than three epochs of each folder; micro-batches of 3 of a global batch of 24."""
+    expected = plain_places(range(240), seed=4)
+    for rank in range(ranks):
+        order = MixedOrder(SIZES, WEIGHTS, 4)
+        for step in (*range(10), 3):  # it may go back
+            for first in range(step * 24 + 3 * rank, (step + 1) * 24, 3 * ranks):
+                assert order.places(range(first, first + 3)).tolist() == expected[first : first + 3]
+    epochs = MixedOrder(SIZES, WEIGHTS, 4).epochs(240)
+    assert epochs == [240 * share / size for share, size in zip([0.7, 0.25, 0.05], SIZES, strict=True)]
+    assert min(epochs) > 3
+
+
+def test_a_total_is_the_plain_sum() -> None:
+    values, places = np.random.default_rng(3).integers(0, 100, sum(SIZES)), plain_places(range(300), seed=7)
+    order = MixedOrder(SIZES, WEIGHTS, 7)
+    for numbers in (range(0), range(1), range(8, 8), range(16, 24), range(300), range(77, 291)):
+        assert order.total(values, numbers) == sum(values[places[numbers.start : numbers.stop]])
+
+
+def test_one_folder_has_the_order_that_it_has_alone() -> None:
+    order, alone = MixedOrder([11], [Fraction(1)], 9), EpochOrder(11, 9)
+    assert order.places(range(5, 60)).tolist() == alone.places(range(5, 60)).tolist()
