@@ -10,6 +10,7 @@ import pytest
 from data.common.files import UserError, read_manifest, sha256, write_manifest
 from data.shards.mixture import MixedOrder
 from model.loss import IGNORE_INDEX
+from pretrain.checkpoint import check_state, newest_checkpoint, read_state
 from pretrain.inference import evaluate_folder
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe, write_recipe
@@ -160,16 +161,23 @@ def test_damage_in_any_folder_is_found_and_its_corpus_is_known(
 
 
 def test_other_folders_or_weights_are_refused_in_one_line(
-    one_rank: Ranks, folders: dict[str, Path], hf: Path, mixed: Path, tmp_path: Path
+    folders: dict[str, Path], hf: Path, mixed: Path, tmp_path: Path
 ) -> None:
-    copy = back_to_step_4(mixed, tmp_path / "copy")
+    checkpoint, _ = newest_checkpoint(mixed)
+    assert checkpoint
+
+    def resume(folders: dict[str, Path], *more: str) -> None:
+        recipe = load_recipe(*mixture(folders, hf, tmp_path / "run", *more))
+        check_state(checkpoint, read_state(checkpoint), recipe, make_objective(recipe))
+
     two = {name: folders[name] for name in ("first", "second")}
-    others = [mixture(folders, hf, copy, "data.weights.first=0.6"), mixture(two, hf, copy)]
-    for recipe, chosen in others:
-        with pytest.raises(AssertionError, match=r"UserError: .* has data .*allow_other=true resumes all the same"):
-            one_rank.run(tuning_case, recipe, chosen)
-    recipe, chosen = others[1]
-    assert one_rank.run(tuning_case, recipe, [*chosen, "data.allow_other=true"]) == [8]
+    resume(folders)
+    for chosen, *more in ((folders, "data.weights.first=0.6"), (two,), (two | {"third": folders["first"]},)):
+        with pytest.raises(UserError) as caught:
+            resume(chosen, *more)
+        said = str(caught.value)
+        assert "has data " in said and "data.allow_other=true resumes all the same" in said and "\n" not in said
+    resume(two, "data.allow_other=true")
 
 
 TABLE = ["data.records.a=x", "data.records.b=y"]
