@@ -68,18 +68,18 @@ def load_causal_lm(folder: Path, device: torch.device) -> Any:
 
 def load_language_model(folder: Path, device: torch.device) -> Any:
     """As `load_causal_lm`, or an encoder-decoder if the folder holds one."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     _silence_transformers()
     _verify(folder)
-    read_json(folder / "config.json")
-    what = "causal language model"
+    config, what = read_json(folder / "config.json"), "causal language model"
+    kind: Any = AutoModelForCausalLM
+    if isinstance(config, dict) and config.get("is_encoder_decoder"):
+        kind, what = AutoModelForSeq2SeqLM, "encoder-decoder"
     try:
-        given = {"local_files_only": True, "trust_remote_code": False}
-        kind: Any = AutoModelForCausalLM
-        if AutoConfig.from_pretrained(folder, **given).is_encoder_decoder:
-            kind, what = AutoModelForSeq2SeqLM, "encoder-decoder"
-        model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **given)
+        model, report = kind.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: transformers loads no {what} from it ({_one_line(error)})") from None
     if report["missing_keys"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList
 
 
 class PrefixTree(LogitsProcessor):
@@ -22,11 +22,11 @@ class PrefixTree(LogitsProcessor):
             for length, token in enumerate(answer):
                 self._next.setdefault(tuple(answer[:length]), set()).add(token)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
         """Scores (rows, V) of the next token after the tokens (rows, T).
 
-        A row that holds no beginning of an answer keeps its scores: beam search has already given it minus infinity,
-        or it has ended.
+        A row that holds no beginning of an answer keeps its scores: it has ended, or beam search keeps it only to fill
+        its beams, with a sum below that of every answer.
         """
         bound = torch.full_like(scores, -torch.inf)
         for row, tokens in enumerate(input_ids[:, self._given :].tolist()):
@@ -38,24 +38,23 @@ class PrefixTree(LogitsProcessor):
 
 
 @torch.no_grad()
-def search(
-    model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, answers: Sequence[Sequence[int]], beams: int
-) -> list[int]:
+def search(model: Any, ids_BT: Tensor, mask_BT: Tensor, answers: Sequence[Sequence[int]], beams: int) -> list[int]:
     """The number of the answer that beam search finds for each row: of those it finds, the one with the highest sum.
 
     model: causal, whose rows of ids are padded on the left, or encoder-decoder. answers: as for `PrefixTree`. With as
     many beams as answers nothing leaves the beams, so that the answer found is the likeliest of all.
     """
     end, given = answers[0][-1], 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
-    written: Any = model.generate(  # type: ignore[operator]  # pyright does not see that it is a GenerationMixin
+    # The sum of the tokens' log-likelihoods, not their mean. A single beam has no choice to make.
+    sums = {"length_penalty": 0.0, "early_stopping": False} if beams > 1 else {}
+    written = model.generate(
         input_ids=ids_BT,
         attention_mask=mask_BT,
         logits_processor=LogitsProcessorList([PrefixTree(answers, given)]),
         max_new_tokens=max(map(len, answers)),
         num_beams=beams,
         do_sample=False,
-        length_penalty=0.0,  # the sum of the tokens' log-likelihoods, not their mean
-        early_stopping=False,
+        **sums,
         eos_token_id=end,
         pad_token_id=end,
     )

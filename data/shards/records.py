@@ -24,7 +24,7 @@ PADDINGS = 8
 which `train.compile` compiles anew, and little padding."""
 PIECES = str | list
 """The type of a value that `encode_pieces` encodes."""
-KINDS = {
+KINDS: dict[type | UnionType, str] = {
     str: "a text",
     list: "a list",
     int: "a number",

@@ -32,12 +32,6 @@ from tests.bench.machine import machine
 PICTURES = 8_192
 CAPTIONED = 16  # pictures whose captions are searched; there are 512 captions of one thing
 BEAMS = (1, 4, 16)
-SETTINGS = (
-    "model.hidden_size=96", "model.num_hidden_layers=2", "model.num_attention_heads=4", "model.intermediate_size=384",
-    "model.max_position_embeddings=64", "train.steps=2500", "train.global_batch_examples=64",
-    "train.micro_batch_size=64", "optimizer.learning_rate=2e-3", "schedule.warmup_steps=100",
-    "checkpoint.every_steps=500", "evaluate.every_steps=500", "deepspeed.stage=0",
-)  # fmt: skip
 
 
 def make_inputs(out: Path) -> None:
@@ -55,7 +49,7 @@ def make_inputs(out: Path) -> None:
 def learn(out: Path) -> None:
     """run/ and its export hf/."""
     given = [f"data.records={out / 'images'}", f"data.tokenizer={out / 'tokenizer'}", f"train.run={out / 'run'}"]
-    train(load_recipe("tiny", ["objective.kind=source_target", *SETTINGS, *given]))
+    train(load_recipe("many-tasks", given))
     export(out / "run", out / "hf")
 
 

@@ -16,7 +16,7 @@ from data.text.reserved import IMAGE_CODES
 from launch.cli import app
 from pretrain.images import draw_pictures, load_quantizer, make_images
 
-COUNT, SEED, STEPS = 512, 5, 250
+COUNT, SEED, STEPS = 512, 5, 400
 
 
 @pytest.fixture(scope="module")

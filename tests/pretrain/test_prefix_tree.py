@@ -45,18 +45,17 @@ SOURCES = torch.tensor([[4 + (7 * row + place) % 17 for place in range(5)] for r
 
 @torch.no_grad()
 def exhaustive(model: Any) -> torch.Tensor:
-    """The summed log-likelihood of each answer after each source, one at a time, (20, 30)."""
-    rows = []
-    for source in SOURCES:
-        scores = []
-        for answer in answers():
-            if model.config.is_encoder_decoder:
-                logits = model(input_ids=source[None], decoder_input_ids=torch.tensor([[END, *answer[:-1]]])).logits[0]
-            else:
-                logits = model(torch.tensor([[*source.tolist(), *answer[:-1]]])).logits[0, len(source) - 1 :]
-            scores.append(logits.log_softmax(-1)[range(len(answer)), answer].sum())
-        rows.append(torch.stack(scores))
-    return torch.stack(rows)
+    """The summed log-likelihood of each answer after each source, (20, 30)."""
+    scores = []
+    for answer in answers():
+        inputs = torch.tensor(answer[:-1]).expand(len(SOURCES), -1)
+        if model.config.is_encoder_decoder:
+            start = torch.full((len(SOURCES), 1), END)
+            logits = model(input_ids=SOURCES, decoder_input_ids=torch.cat([start, inputs], 1)).logits
+        else:
+            logits = model(torch.cat([SOURCES, inputs], 1)).logits[:, SOURCES.shape[1] - 1 :]
+        scores.append(logits.log_softmax(-1)[:, range(len(answer)), answer].sum(1))
+    return torch.stack(scores, 1)
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder_decoder"])

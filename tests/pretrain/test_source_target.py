@@ -13,7 +13,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BlenderbotConfig,
 from data.common.files import UserError, read_manifest
 from data.shards.order import EpochOrder
 from model.loss import IGNORE_INDEX
-from pretrain.benchmark import answer
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.export.folder import export
 from pretrain.generate import Decoding, Prompt, generate
@@ -24,9 +23,7 @@ from pretrain.objectives.kinds import make_objective
 from pretrain.objectives.source_target import SourceTarget
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
-from pretrain.tasks.pubmedqa import PubMedQA
 from tests.pretrain.runs import metrics, zero_3_settings
-from tests.pretrain.tasks.invented import write_pubmedqa
 from tests.pretrain.test_objective import plain_losses
 from tests.pretrain.tuning import prompts_and_targets, tuning, tuning_case, write_records
 from tests.ranks import Ranks
@@ -363,10 +360,6 @@ def test_an_encoder_is_refused_where_a_causal_decoder_is_needed(
         load_causal_lm(exported, torch.device("cpu"))
     with pytest.raises(UserError, match=r"its config.json is not a BioGPT's"):
         evaluate_folder(exported, exported, "test")
-    (tmp_path / "pubmedqa").mkdir()
-    write_pubmedqa(tmp_path / "pubmedqa")
-    with pytest.raises(UserError, match="is a BlenderbotForConditionalGeneration, which cannot do PubMedQA"):
-        answer(exported, PubMedQA(tmp_path / "pubmedqa", "test"), "sum")
     altered = tmp_path / "altered"
     shutil.copytree(exported, altered, ignore=shutil.ignore_patterns("manifest.json"))
     weights = load_file(altered / "model.safetensors")

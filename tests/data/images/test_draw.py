@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from data.images.draw import (
 )  # fmt: skip
 
 NUMBERS = range(256)
-NO_NOISE = type("NoNoise", (), {"normal": lambda self, mean, deviation, shape: np.zeros(shape)})()
+NO_NOISE: Any = type("NoNoise", (), {"normal": lambda self, mean, deviation, shape: np.zeros(shape)})()
 
 
 def test_a_picture_depends_on_seed_split_and_number_alone() -> None:
