@@ -95,7 +95,7 @@ class EncoderDecoder(Architecture):
         Both are padded on the right: sources with `<pad>`, labels with -100, which does not count. The decoder reads
         the labels shifted by one (`shifted_right`). step, micro_step: the seeds of LayerDrop's draws.
         """
-        real_BS, seeds = is_real(source_ids_BS, self.config.pad_token_id), (step, micro_step)
+        real_BS, seeds = is_real(source_ids_BS, self.config.source_pad_token_id), (step, micro_step)
         source_BSH = self.encode(source_ids_BS, real_BS, *seeds)
         hidden_BTH = self.decode(self.shifted_right(labels_BT), source_BSH, real_BS, *seeds)
         weight, vocabulary = self.embed_tokens.weight, self.config.vocab_size
@@ -105,7 +105,7 @@ class EncoderDecoder(Architecture):
 
     def logits(self, source_ids_BS: Tensor, decoder_ids_BT: Tensor) -> Tensor:
         """The logits after each id that the decoder reads, (B, T, V). The first id of a target is `</s>`."""
-        real_BS = is_real(source_ids_BS, self.config.pad_token_id)
+        real_BS = is_real(source_ids_BS, self.config.source_pad_token_id)
         hidden_BTH = self.decode(decoder_ids_BT, self.encode(source_ids_BS, real_BS), real_BS)
         return F.linear(hidden_BTH, self.embed_tokens.weight[: self.config.vocab_size])
 

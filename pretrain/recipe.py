@@ -73,6 +73,9 @@ class ModelSection(Section):
     """Start a new run from the weights of an HF folder, a .safetensors file, a pytorch_model.bin or a fairseq
     checkpoint. A run on records starts from an HF folder or a run, and takes its shape and its tokenizer too. An
     encoder and a decoder may both start from a causal decoder; the cross attention is drawn then."""
+    encoder: Name | None = None
+    """Folder of a BERT or a BertGenerationEncoder of transformers, for objective.kind = "source_target": the encoder,
+    with its own tokenizer for the source. The keys above are then the decoder's."""
 
 
 def _check_folders(given: Any) -> Any:
@@ -282,7 +285,7 @@ class Recipe(Section):
         own = {"num_encoder_layers": layers, "share_layers": self.model.share_layers}
         return self._config(EncoderDecoderConfig, vocab_size, **own)
 
-    def model_config(self, vocab_size: int) -> DecoderConfig:
+    def trained_config(self, vocab_size: int) -> DecoderConfig:
         """The shape of the model that the objective trains. Raises UserError if it is impossible."""
         return self.encoder_decoder_config(vocab_size) if self.has_encoder() else self.decoder_config(vocab_size)
 
@@ -320,7 +323,7 @@ class Recipe(Section):
         return {name: weight / sum(given.values()) for name, weight in given.items()}
 
     def _shape(self) -> dict[str, Any]:
-        other = {"preset", "weights", "num_encoder_layers", "share_layers"}
+        other = {"preset", "weights", "num_encoder_layers", "share_layers", "encoder"}
         given = self.model.model_dump(exclude=other, exclude_none=True)
         return PRESETS[self.model.preset] | given
 
@@ -377,6 +380,12 @@ def _record_mistakes(recipe: Recipe) -> Iterator[str]:
         for key in ("num_encoder_layers", "share_layers"):
             if getattr(model, key) != getattr(defaults.model, key):
                 yield f"model.{key}: {kind} has no encoder; remove it"
+    if model.encoder:
+        if recipe.objective.kind != "source_target":
+            yield f"model.encoder: {kind} does not use it; remove it"
+        for key in ("num_encoder_layers", "share_layers"):
+            if getattr(model, key) != getattr(defaults.model, key):
+                yield f"model.{key}: the folder model.encoder decides the encoder's layers; remove it"
     if not recipe.on_records():
         for key in (key for key, value in {**needed, "data.tokenizer": data.tokenizer}.items() if value is not None):
             yield f"{key}: {kind} does not use it; remove it, or choose an objective that learns from records"
@@ -426,7 +435,7 @@ def _model_mistakes(recipe: Recipe) -> Iterator[str]:
             f"train.context_length = {recipe.context_length()}: longer than the model's max_position_embeddings {limit}"
         )
     try:
-        recipe.model_config(vocab_size=8)
+        recipe.trained_config(vocab_size=8)
     except UserError as error:
         yield str(error)
 
@@ -497,6 +506,7 @@ PATHS = (
     ("train", "run"),
     ("deepspeed", "config"),
     ("model", "weights"),
+    ("model", "encoder"),
 )
 """The settings that name files or folders of this machine: section, key."""
 
@@ -515,6 +525,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         tomli_w.dump(settings, stream)
 
 
-def given_weights(recipe: Recipe) -> str | None:
-    """The absolute path of the weights that a new run starts from, or None if they are drawn."""
-    return str(Path(recipe.model.weights).resolve()) if recipe.model.weights else None
+def given_folders(recipe: Recipe) -> dict[str, str | None]:
+    """The absolute paths of the weights that a new run starts from, or None if they are drawn, and of an encoder."""
+    given = {"weights": recipe.model.weights, **({"encoder": recipe.model.encoder} if recipe.model.encoder else {})}
+    return {key: str(Path(path).resolve()) if path else None for key, path in given.items()}

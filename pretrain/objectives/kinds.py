@@ -1,5 +1,6 @@
 """The objectives by the names that recipes give them."""
 
+from pretrain.objectives.bert_source import BertSource
 from pretrain.objectives.classification import SequenceClassification, TokenClassification
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
@@ -18,4 +19,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 def make_objective(recipe: Recipe) -> Objective:
     """The objective of a recipe. Raises UserError if the recipe does not fit the data."""
-    return OBJECTIVES[recipe.objective.kind](recipe)
+    return BertSource(recipe) if recipe.model.encoder else OBJECTIVES[recipe.objective.kind](recipe)

@@ -10,6 +10,7 @@ import numpy as np
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.order import EpochOrder
 from data.shards.records import Encoded, Record, Records, read_records
+from data.text.ids import PAD_ID
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.loss import IGNORE_INDEX
@@ -31,6 +32,8 @@ class RecordObjective(Objective):
     """The keys that each record must have, and the type of their values."""
     label_width: int | None = None
     """How many labels each record has; None means as many as each has."""
+    pad_id: int = PAD_ID
+    """What pads the ids that the model reads."""
     config: DecoderConfig
 
     def __init__(self, recipe: Recipe) -> None:
@@ -45,7 +48,7 @@ class RecordObjective(Objective):
                 f"model.vocab_size = {recipe.model.vocab_size}: {self.tokenizer} has a vocabulary of {vocabulary};"
                 " leave the key out"
             )
-        self.config = recipe.model_config(recipe.model.vocab_size or vocabulary)
+        self.config = recipe.trained_config(recipe.model.vocab_size or vocabulary)
         self._records: dict[str, Records] = {}
 
     @cached_property
@@ -65,7 +68,7 @@ class RecordObjective(Objective):
         if split not in self._records:
             encoded = self.encode(read_records(self._folder / f"{split}.jsonl", self.keys))
             length = self._recipe.context_length()
-            self._records[split] = Records(encoded, length, IGNORE_INDEX, self.label_width)
+            self._records[split] = Records(encoded, length, IGNORE_INDEX, self.label_width, self.pad_id)
         return self._records[split]
 
     def check(self) -> None:

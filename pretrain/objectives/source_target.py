@@ -28,10 +28,12 @@ class SourceTarget(RecordObjective):
     """
 
     keys: ClassVar[dict[str, type]] = {"source": str, "target": str}
+    hf_name: ClassVar[str] = SEQUENCE_TO_SEQUENCE
+    """The model's class in transformers."""
 
     def encode(self, records: list[Record]) -> list[Encoded]:
         """As `RecordObjective.encode`. Of a source that is too long, the end is left out."""
-        sources = encode_texts(self.tokenizer, [record.fields["source"] for record in records])
+        sources = self.sources(records)
         targets = encode_texts(self.tokenizer, [record.fields["target"] for record in records])
         length, encoded = self._recipe.context_length(), []
         for record, source, target in zip(records, sources, targets, strict=True):
@@ -40,10 +42,14 @@ class SourceTarget(RecordObjective):
                     f"{record.place}: the target has {len(target)} tokens, too many for train.context_length ="
                     f" {length}; shorten it"
                 )
-            kept = source[: length - 1]
-            ids, labels = np.concatenate([[EOS_ID], kept]), np.concatenate([target, [EOS_ID]])
-            encoded.append(Encoded(ids, labels, cut=len(kept) < len(source)))
+            labels = np.concatenate([target, [EOS_ID]])
+            encoded.append(Encoded(source[:length], labels, cut=length < len(source)))
         return encoded
+
+    def sources(self, records: list[Record]) -> list[np.ndarray]:
+        """What the encoder reads of each record, of any length."""
+        ids = encode_texts(self.tokenizer, [record.fields["source"] for record in records])
+        return [np.concatenate([[EOS_ID], each]) for each in ids]
 
     def sizes(self, records: Records) -> np.ndarray:
         """As `RecordObjective.sizes`: the tokens of the sources and of the targets."""
@@ -71,7 +77,7 @@ class SourceTarget(RecordObjective):
 
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
-        model = load_hf(folder, device, SEQUENCE_TO_SEQUENCE)
+        model = load_hf(folder, device, self.hf_name)
         return Exported(
             lambda source, labels: hf_target_logits(model, source, labels),
             hf_likelihood(model, hf_target_logits),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration
 
-from model.attention import both_ways
 from model.blenderbot import from_hf
 from model.config import EncoderDecoderConfig
 from model.encoder_decoder import EncoderDecoder
