@@ -293,6 +293,7 @@ def benchmark(
         Path | None, typer.Option(metavar="MODEL", help="A second one, to report the paired difference.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON lines to write: the model's answer to each item.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the figures into the folder's model card too.")] = False,
 ) -> None:
     """Score a model on the test split of a benchmark, with 95 % bootstrap intervals.
 
@@ -300,7 +301,7 @@ def benchmark(
     """
     from pretrain.benchmark import benchmark as run_benchmark
 
-    print(run_benchmark(task, model, data, score, against, out))
+    print(run_benchmark(task, model, data, score, against, out, card))
 
 
 def export(

@@ -1,6 +1,6 @@
 """What every trained model offers to the engine, the checkpoints and the export. They know no model by name."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Architecture(nn.Module):
     `parameter_count()` and `flops_per_token(context_length)`.
     """
 
-    leaf_modules: ClassVar[tuple[type[nn.Module], ...]]
+    leaf_modules: tuple[type[nn.Module], ...]
     """Modules that decide inside whether they run: ZeRO-3 must gather and count each of them as a whole."""
     config: Any
     compiled = False

@@ -91,12 +91,11 @@ class BertEncoderDecoder(EncoderDecoder):
     Same logits as transformers' `EncoderDecoderModel` of a `BertGenerationEncoder` and a `BlenderbotForCausalLM`.
     """
 
-    leaf_modules = (BertLayer, CrossLayer)
     config: BertEncoderDecoderConfig
 
     def __init__(self, config: BertEncoderDecoderConfig) -> None:
         super().__init__(config)
-        encoder, width = config.encoder_config(), config.hidden_size
+        encoder, width, self.leaf_modules = config.encoder_config(), config.hidden_size, (BertLayer, CrossLayer)
         self.encoder = BertGenerationEncoder(encoder, config.num_hidden_layers)
         # Its name is transformers', which has it only if the widths differ.
         self.enc_to_dec_proj = nn.Identity() if encoder.hidden_size == width else nn.Linear(encoder.hidden_size, width)

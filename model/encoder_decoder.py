@@ -76,11 +76,11 @@ class Stack(nn.Module):
 class EncoderDecoder(Architecture):
     """Predicts a target from a source. Both read the same embedding, which is the head's weight too."""
 
-    leaf_modules = (DecoderLayer, CrossLayer)
-
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
         self.config = config
+        # ZeRO-3 reduces the gradients of such a module after its first backward pass, and a shared layer has two.
+        self.leaf_modules = () if config.share_layers else (DecoderLayer, CrossLayer)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         decoder, own = config.num_hidden_layers, 0 if config.share_layers else config.num_encoder_layers
         # LayerDrop draws by a layer's number, so the encoder's come after the decoder's.

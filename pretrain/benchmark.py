@@ -4,25 +4,30 @@ import json
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from data.common.files import UserError, read_json, whole_file
+from data.common.files import CARD, UserError, read_json, whole_file
 from data.common.workers import progress
 from data.shards.records import read_records
 from pretrain.answers import Answer, Scoring, choose, open_language_model, write
 from pretrain.classifiers import TEXTS, TOKENS, find_entities, find_labels
+from pretrain.export.card import add_scores
 from pretrain.hf_folder import SEQUENCE_TO_SEQUENCE
 from pretrain.tasks import TASKS
 from pretrain.tasks.figures import LEVEL, interval
 from pretrain.tasks.task import ChoiceTask, SpanTask, Task, WritingTask
+from pretrain.training_data import benchmark_in_words
 
 SPLIT = "test"
 
 
-def benchmark(name: str, given: Path, folder: Path, score: str, against: Path | None, out: Path | None) -> str:
+def benchmark(
+    name: str, given: Path, folder: Path, score: str, against: Path | None, out: Path | None, card: bool = False
+) -> str:
     """The table of a model's figures on a benchmark's test split, with their intervals.
 
     given, against: an HF folder or a results file; with two, the table has their paired difference too. folder:
-    of the benchmark's files. out: where the model's answers are written as JSON lines, one for each item. Raises
-    UserError for an unknown benchmark, and as its reader, the models and the results files do.
+    of the benchmark's files. out: where the model's answers are written as JSON lines, one for each item. card: write
+    the figures into the model card of `given`. Raises UserError for an unknown benchmark, and as its reader, the models
+    and the results files do.
     """
     if name not in TASKS:
         raise UserError(f"{name}: no such benchmark; choose from {', '.join(TASKS)}")
@@ -31,13 +36,18 @@ def benchmark(name: str, given: Path, folder: Path, score: str, against: Path | 
     scoring = cast(Scoring, score)
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
+    if card and not (given / CARD).is_file():
+        raise UserError(f"--card: {given} has no {CARD}; name a folder written by `biogpt export`")
     task = TASKS[name](folder, SPLIT)
     sources = [given] if against is None else [given, against]
     read = {source: read_results(source, task) for source in sources if source.is_file()}  # mistakes are found first
     answered = [read.get(source) or answer(source, task, scoring) for source in sources]
     if out is not None:
         write_results(out, task, answered[0])
-    return f"{task.name}: {SPLIT} split, {len(task.items):,} items\n{table(task, sources, answered)}"
+    if card:
+        add_scores(given / CARD, [scores_row(task, answered[0])])
+    lines = [f"{task.name}: {SPLIT} split, {len(task.items):,} items", table(task, sources, answered)]
+    return "\n".join([*lines, *(benchmark_in_words(source, name, SPLIT) for source in sources if source.is_dir())])
 
 
 def answer(folder: Path, task: Task, scoring: Scoring) -> list[Answer]:
@@ -90,6 +100,16 @@ def table(task: Task, sources: list[Path], answered: list[list[Answer]]) -> str:
         )
         for row in rows
     )
+
+
+def scores_row(task: Task, answers: list[Answer]) -> list[str]:
+    """What the model card says of a task: its name, the number of items, and its figures with their intervals."""
+    right, cells = [item.answers for item in task.items], []
+    for figure in task.figures:
+        value, low, high = interval(figure, figure.counts(right, [each.answers for each in answers]))
+        cells.append(f"{figure.name} {value:.1f} ({low:.1f} to {high:.1f})")
+    scoring = f", {answers[0].scoring}" if answers[0].scoring else ""
+    return [f"{task.name} {SPLIT}{scoring}", f"{len(task.items):,}", ", ".join(cells)]
 
 
 def write_results(path: Path, task: Task, answered: list[Answer]) -> None:

@@ -86,7 +86,7 @@ def build_engine(recipe: Recipe, model: Architecture, ranks: int) -> tuple[Engin
         programs = ("g++", "ninja", "nvcc") if torch.cuda.is_available() else ("g++", "ninja")
         require_compiler("deepspeed.offload_optimizer", programs, "which DeepSpeed needs for its CPU Adam")
     optimizer = Optimizer(recipe, model)
-    if recipe.deepspeed.stage == 3:
+    if recipe.deepspeed.stage == 3 and model.leaf_modules:
         # A layer that layerdrop skips must count as run, or ZeRO-3 waits for its hooks (see DecoderLayer.forward).
         set_z3_leaf_modules(model, list(model.leaf_modules))
     accelerator: Any = get_accelerator()

@@ -474,6 +474,11 @@ def _deepspeed_mistakes(recipe: Recipe) -> Iterator[str]:
             "deepspeed.offload_optimizer = true with model.layerdrop: at stages 1 and 2, DeepSpeed 0.19 would update a"
             " dropped layer with its gradient of an earlier step; use deepspeed.stage=3"
         )
+    if chosen.stage == 3 and recipe.model.share_layers and recipe.model.layerdrop:
+        yield (
+            "deepspeed.stage = 3 with model.share_layers and model.layerdrop: DeepSpeed 0.19 cannot skip a layer that"
+            " runs twice in a step; use deepspeed.stage=2"
+        )
     if chosen.offload_parameters and chosen.stage != 3:
         yield "deepspeed.offload_parameters = true: needs deepspeed.stage=3"
 

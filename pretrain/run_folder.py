@@ -19,6 +19,7 @@ NAMES = {
     "latest",
     "tokenizer",
     "encoder",
+    "training-data.json",
     "stop",
 }
 """Everything that a run writes into its folder."""

@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 
 from data.common.disk import disk_full_named
-from data.common.files import UserError
+from data.common.files import UserError, write_json
 from data.common.lease import Lease, hold
-from pretrain import ERROR_FILE
+from pretrain import ERROR_FILE, training_data
 from pretrain import engine as engines
 from pretrain.checkpoint import Diverged, check_state, identity, read_model, space_fault
 from pretrain.evaluate import Evaluator
@@ -177,6 +177,7 @@ def begin(recipe: Recipe, objective: Objective, step: int) -> None:
     warn_of_rate_change(recipe, folder, step)
     with disk_full_named(folder, str(folder)):
         begin_run_folder(folder, identity(recipe, objective), objective.tokenizer, objective.encoder)
+        write_json(folder / training_data.FILE, training_data.stages_of_run(folder, recipe, objective))
         write_recipe(recipe, folder / "recipe.toml")
 
 

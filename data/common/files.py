@@ -38,6 +38,8 @@ VERSIONS = {
     "tokenizer part": 1,
     "shards part": 1,
 }  # raise the version of a kind when its files change
+CARD = "README.md"
+"""The model card of an exported folder."""
 
 
 def sha256(path: Path) -> str:
@@ -158,8 +160,13 @@ def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
 
 
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check the size and sha256 of every file of the manifest. UserError names the first missing or changed file."""
+    """Check the size and sha256 of every file of the manifest. UserError names the first missing or changed file.
+
+    A model card may be edited.
+    """
     for name, expected in manifest["files"].items():
+        if name == CARD:
+            continue
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing, though {MANIFEST} lists it; make the folder again")

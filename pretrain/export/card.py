@@ -10,9 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from data.archive.download import TERMS
-from data.common.files import read_json
+from data.common.files import UserError, read_json, whole_file
 from data.corpus.selection import funnel
-from pretrain.objectives.objective import Objective
 from pretrain.recipe import PATHS, Recipe
 from pretrain.record import markdown_table
 from pretrain.report import CURVES
@@ -89,7 +88,7 @@ USES = {
     "BioGptForSequenceClassification": ("text-classification", CLASSIFIES.replace("{what}", "a text")),
 }
 """transformers' class of the model -> the Hub's name of its task, and how to use it."""
-OTHERS = "Text from elsewhere than PubMed belongs to its authors."
+RIGHTS = {"PubMed's XML": TERMS, "other text": "Text from elsewhere than PubMed belongs to its authors."}
 LIMITS = """\
 ## Intended use and limits
 
@@ -131,24 +130,30 @@ hf upload USER/NAME .
 
 
 def model_card(
-    folder: Path, recipe: Recipe, objective: Objective, state: dict[str, Any], counts: dict[str, Any], license: str
+    folder: Path,
+    recipe: Recipe,
+    stages: list[dict[str, Any]],
+    state: dict[str, Any],
+    counts: dict[str, Any],
+    license: str,
 ) -> str:
     """The card of the model in a folder. It names neither the folder nor any other of this machine.
 
-    state: of the checkpoint; counts: those of the folder's manifest; license: identifier of the Hub, "unknown" if none
-    was chosen.
+    stages: what the model was trained on (`pretrain.training_data`), this run's last; state: of the checkpoint; counts:
+    those of the folder's manifest; license: identifier of the Hub, "unknown" if none was chosen.
     """
-    kind, figures = objective.describe()
+    own = stages[-1]
     task, usage = USES[read_json(folder / "config.json")["architectures"][0]]
     sections = [
-        f"# Biomedical {kind} of {counts['parameters']:,} parameters",
-        f"A BioGPT-shaped {kind},\n{_origin(recipe)}.",
+        f"# Biomedical {own['kind']} of {counts['parameters']:,} parameters",
+        f"A BioGPT-shaped {own['kind']},\n{_origin(recipe)}.",
         usage.replace("{task}", task),
         _special_tokens(folder),
-        f"## Figures\n\n{_figures(recipe, figures, state, counts)}",
+        f"## Figures\n\n{_figures(recipe, own['figures'], state, counts)}",
         f"![Losses, learning rate and throughput by step]({CURVES})" if (folder / CURVES).is_file() else "",
-        _training_data(objective.corpora()),
-        _recipe(recipe, objective.corpora()),
+        _training_data(stages),
+        benchmarks_section(stages),
+        _recipe(recipe, own["corpora"]),
         LIMITS,
         CITATION,
         _licence(license),
@@ -205,20 +210,52 @@ def _figures(recipe: Recipe, of_data: dict[str, str], state: dict[str, Any], cou
     return markdown_table(["", ""], [list(row) for row in rows.items()])
 
 
-def _training_data(corpora: dict[str, dict[str, Any]]) -> str:
-    """Where the text comes from, what became of its records, and whose it is. corpora: as `Objective.corpora`."""
+def _training_data(stages: list[dict[str, Any]]) -> str:
+    """Where the text comes from, what became of its records, and whose it is, for each run that trained the model."""
     parts, rights = [], {}
-    for name, manifest in corpora.items():
-        inputs, files = manifest["request"]["inputs"], []
-        pubmed = sum(file.endswith((".xml", ".xml.gz")) for file in inputs)
-        for kind, number, right in (("PubMed's XML", pubmed, TERMS), ("other text", len(inputs) - pubmed, OTHERS)):
-            if number:
-                files.append(f"{number:,} of {kind}")
-                rights[kind] = right
-        heading = f"### {name}\n\n" if len(corpora) > 1 else ""
-        rows = [[what, f"{number:,}"] for what, number in funnel(manifest["counts"]) if number]
-        parts.append(f"{heading}Files: {', '.join(files)}.\n\n{markdown_table(['records', ''], rows)}")
+    for number, stage in enumerate(stages, 1):
+        if len(stages) > 1:
+            rows = [list(row) for row in stage["figures"].items()]
+            parts.append(f"### Stage {number}: {stage['kind']}\n\n{markdown_table(['', ''], rows)}")
+        for name, corpus in stage["corpora"].items():
+            files = [f"{count:,} of {kind}" for kind, count in corpus["files"].items() if count]
+            rights |= {kind: RIGHTS[kind] for kind, count in corpus["files"].items() if count}
+            heading = f"#### {name}\n\n" if len(stage["corpora"]) > 1 else ""
+            rows = [[what, f"{count:,}"] for what, count in funnel(corpus["counts"]) if count]
+            parts.append(f"{heading}Files: {', '.join(files)}.\n\n{markdown_table(['records', ''], rows)}")
     return "\n\n".join(["## Training data", *parts, *rights.values()]) if parts else ""
+
+
+def benchmarks_section(stages: list[dict[str, Any]]) -> str:
+    """Which items of benchmarks the training text held."""
+    rows = [
+        [f"{benchmark} {split}", *(f"{items[key]:,}" for key in ("items", "in_input", "in_training"))]
+        for stage in stages
+        for benchmark, of_split in stage["benchmarks"].items()
+        for split, items in of_split.items()
+    ]
+    header = ["benchmark", "items", "in the corpus's input", "in the training text"]
+    return f"## Benchmarks in the training data\n\n{markdown_table(header, rows)}" if rows else ""
+
+
+SCORES, AFTER_SCORES = "## Scores", "\n\n## Recipe\n"
+
+
+def add_scores(card: Path, rows: list[list[str]]) -> None:
+    """Write rows (task, items, figures) into the scores of a card. A task's earlier row is replaced.
+
+    Raises UserError if the card has lost the section that they stand in front of.
+    """
+    text = card.read_text(encoding="utf-8")
+    before, found, after = text.partition(AFTER_SCORES)
+    if not found:
+        raise UserError(f"{card}: has no section Recipe, in front of which the scores stand; export the folder again")
+    before, _, known = before.partition(f"\n\n{SCORES}\n\n")
+    cells = [line.strip("| ").split(" | ") for line in known.splitlines()[2:]]
+    merged = {row[0]: row for row in [*cells, *rows]}
+    scores = markdown_table(["benchmark", "items", "figures in percent, 95 % interval"], list(merged.values()))
+    with whole_file(card) as stream:
+        stream.write(f"{before}\n\n{SCORES}\n\n{scores}{found}{after}".encode())
 
 
 def _recipe(recipe: Recipe, corpora: dict[str, dict[str, Any]]) -> str:
@@ -226,9 +263,8 @@ def _recipe(recipe: Recipe, corpora: dict[str, dict[str, Any]]) -> str:
     settings: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
     for section, key in PATHS:
         settings[section].pop(key, None)
-    for name, manifest in corpora.items():
-        chosen = {key: value for key, value in manifest["request"]["corpus"].items() if value not in (None, "")}
-        settings["corpus" if len(corpora) == 1 else f"corpus {name}"] = chosen
+    for name, corpus in corpora.items():
+        settings["corpus" if len(corpora) == 1 else f"corpus {name}"] = corpus["settings"]
     return f"## Recipe\n\n```json\n{json.dumps(settings, indent=2, ensure_ascii=False)}\n```"
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import save_torch_state_dict
 from data.common.files import UserError, make_folder, read_json, read_manifest, write_json
 from data.text.ids import tokenizer_files
 from model.architecture import Architecture
+from pretrain import training_data
 from pretrain.checkpoint import step_of
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
@@ -63,7 +64,9 @@ def export(
         counts = {"step": state["step"], **averaged, "parameters": model.config.parameter_count(), **checks}
         with contextlib.suppress(UserError):  # only a checkpoint is needed, not a record
             plot_curves({"this model": read_record(run)}, folder / CURVES)
-        card = model_card(folder, recipe, objective, state, counts, license)
+        stages = training_data.read_stages(run) or [training_data.stage(objective)]  # earlier runs record none
+        write_json(folder / training_data.FILE, stages)
+        card = model_card(folder, recipe, stages, state, counts, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return counts
 

@@ -97,17 +97,22 @@ class NextToken(Objective):
             train = counts["train"]
             source = f" of {name}, {float(weight):.1%} of the mixture" if len(self._folders) > 1 else ""
             figures[f"training documents, tokens{source}"] = f"{train['documents']:,}, {train['tokens']:,}"
-            for benchmark, of_split in counts.get("benchmarks", {}).items():
-                for split, items in of_split.items():
-                    in_training, in_input = f"{items['in_training']:,} of {items['items']:,}", f"{items['in_input']:,}"
-                    found = f"{in_training}; {in_input} were in the corpus's input"
-                    figures[f"items of {benchmark} {split} in the training text{source}"] = found
         return "causal language model", figures
 
     def corpora(self) -> dict[str, dict[str, Any]]:
         """As `Objective.corpora`. Shards of earlier versions do not hold the manifest of their corpus."""
         folders = {name: folder / "corpus" for name, folder in self._folders.items()}
         return {name: read_manifest(folder, "corpus") for name, folder in folders.items() if folder.is_dir()}
+
+    def benchmarks(self) -> dict[str, dict[str, dict[str, int]]]:
+        """As `Objective.benchmarks`. Of several folders that looked for the same items, the one that held the most."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for manifest in self._manifests.values():
+            for benchmark, of_split in manifest["counts"].get("benchmarks", {}).items():
+                for split, items in of_split.items():
+                    known = found.setdefault(benchmark, {}).get(split, items)
+                    found[benchmark][split] = max(known, items, key=lambda each: each["in_training"])
+        return found
 
     def build_model(self) -> Decoder:
         """As `Objective.build_model`. The weights are a function of the seed."""

@@ -69,6 +69,10 @@ class Objective(ABC):
         """The manifests of the corpora that the training data come from, by the source's name, as far as known."""
         return {}
 
+    def benchmarks(self) -> dict[str, dict[str, dict[str, int]]]:
+        """What is known of benchmarks' items in the training data: benchmark -> split -> counts of the corpus."""
+        return {}
+
     @abstractmethod
     def build_model(self) -> Architecture:
         """The model with its initial weights."""

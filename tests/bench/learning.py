@@ -89,7 +89,7 @@ OPTIONS: dict[str, str] = {}
 """Settings that are tried one by one on top of the tuned Muon: what they do, in words -> the setting."""
 AVERAGES = (2, 4)
 """How many of a final run's last checkpoints are averaged. It writes one every 16th part of its steps."""
-SHARES = (0.5, 0.625, 0.75)
+SHARES = (0.25, 0.375, 0.5)
 SEEDS = (1, 2, 3)
 
 
@@ -143,17 +143,22 @@ def prepare(folder: Path) -> None:
         return
     need_shared()
     folder.mkdir(parents=True, exist_ok=True)
-    texts: dict[str, None] = {}
-    for path in sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as stream:
-            for record in map(json.loads, stream):
-                words = (record.get("title"), record.get("abstract"), record.get("text"))
-                texts[" ".join(" ".join(part for part in words if part).split())] = None
-    with whole_file(folder / "texts.txt") as stream:
-        stream.write("".join(f"{text}\n" for text in texts if text).encode())
+    write_texts(folder / "texts.txt")
     make_corpus([folder / "texts.txt"], folder / "corpus", 0.01, 0.0, workers=2)
     train_tokenizer(folder / "corpus", folder / "tokenizer", merges=MERGES, min_count=1, workers=2)
     make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=2)
+
+
+def write_texts(path: Path) -> None:
+    """Write the shared abstracts, a text a line. Of equal texts one is kept."""
+    texts: dict[str, None] = {}
+    for given in sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz")):
+        with gzip.open(given, "rt", encoding="utf-8") as stream:
+            for record in map(json.loads, stream):
+                words = (record.get("title"), record.get("abstract"), record.get("text"))
+                texts[" ".join(" ".join(part for part in words if part).split())] = None
+    with whole_file(path) as stream:
+        stream.write("".join(f"{text}\n" for text in texts if text).encode())
 
 
 def run_point(point: Point, folder: Path) -> dict[str, float]:

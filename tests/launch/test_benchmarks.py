@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data.common.files import read_manifest
+from data.common.files import read_manifest, write_json
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
 from launch.cli import app, main
+from pretrain.export.card import benchmarks_section
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
+from pretrain.training_data import FILE, benchmark_in_words, stage
 from tests.data.citations import citation, write_file
 from tests.data.corpora import texts
 from tests.pretrain.runs import settings
@@ -45,9 +47,12 @@ def test_items_are_left_out_or_only_reported_and_the_card_says_so(inputs: list[s
             read_manifest(shards, "shards")["counts"]["benchmarks"]
             == read_manifest(corpus, "corpus")["counts"]["benchmarks"]
         )
-        _, figures = make_objective(load_recipe("tiny", settings(shards, tmp_path / "run"))).describe()
-        row = f"{in_training} of 30; 20 were in the corpus's input"
-        assert figures["items of pubmedqa test in the training text"] == row
+        own = stage(make_objective(load_recipe("tiny", settings(shards, tmp_path / "run"))))
+        write_json(tmp_path / FILE, [own, {"benchmarks": {}}])
+        items = f"{in_training} items were in its training text; 30 of 30 items were looked for"
+        assert benchmark_in_words(tmp_path, "pubmedqa", "test") == f"{tmp_path}: {items}"
+        assert f"| pubmedqa test | 30 | 20 | {in_training} |" in benchmarks_section([own]).splitlines()
+    assert "does not say whether" in benchmark_in_words(tmp_path, "bc5cdr-entities", "test")
 
 
 def test_mistakes_are_one_line(

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from data.common.files import UserError
 from launch.cli import app
-from pretrain.answers import Scoring, choose, encode_pairs, open_language_model, target_scores, write
-from pretrain.benchmark import benchmark
+from pretrain.answers import Answer, Scoring, choose, encode_pairs, open_language_model, target_scores, write
+from pretrain.benchmark import benchmark, scores_row
+from pretrain.export.card import add_scores
 from pretrain.tasks import TASKS
 from pretrain.tasks.bc5cdr_relations import ChemicalDiseaseRelations
 from pretrain.tasks.hoc import HallmarksOfCancer
@@ -122,7 +123,7 @@ def test_a_table_has_the_figures_of_the_written_answers(folders: dict[str, Path]
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == [item.id for item in PubMedQA(data, "test").items]
     accuracy = 100 * sum(line["right"] == line["answers"] for line in lines) / len(lines)
-    (row,) = (line for line in done.output.splitlines() if line.startswith(str(model)))
+    (row,) = (line for line in done.output.splitlines() if line.startswith(f"{model} "))
     assert row.split()[1:3] == ["(sum)", f"{accuracy:.1f}"]
 
     better = tmp_path / "better.jsonl"  # three of the wrong answers are put right
@@ -133,8 +134,31 @@ def test_a_table_has_the_figures_of_the_written_answers(folders: dict[str, Path]
     assert header == "pubmedqa: test split, 30 items"
     assert [row.split()[0] for row in rows] == [str(better), str(out), "difference"]
     assert rows[2].split()[1] == "+10.0" and rows[0].split()[1] == "(sum)"
+    assert f"{model}: does not say whether these items were in its training text" in done.output
     same = benchmark("pubmedqa", out, data, "sum", out, None).splitlines()[-1]
     assert same.split() == ["difference", *(["+0.0", "+0.0", "to", "+0.0"] * 2)]
+
+
+def test_the_figures_stand_in_the_model_card_each_task_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    """In front of the recipe, as in the table; whatever else the card says stays."""
+    card = tmp_path / "README.md"
+    card.write_text("# Model\n\nText with | bars.\n\n## Recipe\n\n{}\n")
+    add_scores(card, [["hoc test", "315", "micro F1 1.0 (0.5 to 2.0)"]])
+    for answer, accuracy in (("no", "0.0 (0.0 to 0.0)"), ("yes", "100.0 (100.0 to 100.0)")):
+        task = PubMedQA(folders["data"], "test")
+        task.items = [item for item in task.items if item.answers == ("yes",)]
+        add_scores(card, [scores_row(task, [Answer((answer,), scoring="sum") for _ in task.items])])
+        before, _, after = card.read_text().partition("\n\n## Scores\n\n")
+        assert before == "# Model\n\nText with | bars." and after.endswith("\n\n## Recipe\n\n{}\n")
+        header, _, first, second = after.partition("\n\n## Recipe")[0].splitlines()
+        assert header == "| benchmark | items | figures in percent, 95 % interval |"
+        assert first == "| hoc test | 315 | micro F1 1.0 (0.5 to 2.0) |"
+        assert second.startswith(f"| pubmedqa test, sum | {len(task.items)} | accuracy {accuracy}, macro F1 ")
+    card.write_text("# Mine\n")
+    with pytest.raises(UserError, match="has no section Recipe"):
+        add_scores(card, [])
+    with pytest.raises(UserError, match=r"--card: .* has no README.md"):
+        benchmark("pubmedqa", folders["gpt2"], folders["data"], "sum", None, None, card=True)
 
 
 def test_mistakes_are_named_before_work_starts(folders: dict[str, Path], tmp_path: Path) -> None:

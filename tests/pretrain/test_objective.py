@@ -13,6 +13,7 @@ from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch
 from pretrain.objectives.kinds import OBJECTIVES, make_objective
 from pretrain.objectives.next_token import NextToken
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.schedule import learning_rate
 from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
@@ -60,9 +61,9 @@ def masked_case(chosen: list[str], objective: type[NextToken]) -> int:
         OBJECTIVES["next_token"] = NextToken
 
 
-def plain_losses(recipe: Recipe, ranks: int) -> list[float]:
+def plain_losses(recipe: Recipe, ranks: int, kind: type[Objective] = MaskedTokens) -> list[float]:
     """The same training by plain torch in one process: the sum over each global batch by its targets."""
-    objective = MaskedTokens(recipe)
+    objective: Any = kind(recipe)
     model = objective.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.optimizer.betas, weight_decay=0.01)
     size, at_once = recipe.global_batch_size(), recipe.train.micro_batch_size * ranks
@@ -72,8 +73,8 @@ def plain_losses(recipe: Recipe, ranks: int) -> list[float]:
         counted, total = objective.counted_targets(range(step * size, (step + 1) * size)), 0.0
         for micro_step in range(size // at_once):
             first = step * size + micro_step * at_once
-            inputs, targets = objective.batch(range(first, first + at_once))
-            loss = model(inputs, targets, step=step, micro_step=micro_step) / counted
+            batch = objective.batch(range(first, first + at_once))
+            loss = model(*batch, step=step, micro_step=micro_step) / counted
             loss.backward()
             total += loss.item()
         for parameter in model.parameters():  # a dropped layer has a gradient of zero under DeepSpeed

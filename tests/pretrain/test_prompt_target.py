@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pretrain.export.folder import export
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
+from pretrain.training_data import read_stages, stages_of_run
 from tests.pretrain.runs import metrics, zero_3_settings
 from tests.pretrain.tuning import prompts_and_targets, tuning, tuning_case, write_folder, write_records
 from tests.ranks import Ranks
@@ -40,6 +42,10 @@ def plain_ids_and_labels(tokenizer: Any, record: dict[str, str]) -> tuple[list[i
     prompt = tokenizer(record["prompt"])["input_ids"]
     target = [*tokenizer(record["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return prompt + target, [-100] * len(prompt) + target
+
+
+def plain_pair(hf: Path) -> Any:
+    return partial(plain_ids_and_labels, AutoTokenizer.from_pretrained(hf))
 
 
 def plain_mean_loss(model: Any, tokenizer: Any, records: list[dict[str, str]]) -> torch.Tensor:
@@ -98,6 +104,8 @@ def test_the_export_gives_transformers_the_recorded_loss(tuned: Path, tmp_path: 
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "A BioGPT-shaped causal language model,\nfine-tuned with biogpt-pretrain" in card
     assert "8 of 8 records" in card and str(tuned.parent) not in card
+    assert "### Stage 1: causal" in card and "### Stage 2: causal" in card and "| records read |" in card
+    assert read_stages(tmp_path / "hf") == read_stages(tuned)
 
 
 @pytest.mark.parametrize("stage", [3, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
@@ -213,6 +221,19 @@ def test_mistakes_are_one_line(records: Path, hf: Path, run: Path, tmp_path: Pat
     write_records(folder / "train.jsonl", [{"prompt": "a", "target": "b"}, {"prompt": "", "target": "role " * 70}])
     said = mistake_of(folder, hf, tmp_path)
     assert said.startswith(f"{folder / 'train.jsonl'}: line 2: the target has ") and "context_length = 64" in said
+
+
+def test_a_run_says_what_the_weights_it_started_from_were_trained_on(tuned: Path, hf: Path, tmp_path: Path) -> None:
+    """Whether those weights are an exported folder or a run. An export says the same."""
+    (pretraining,) = read_stages(hf)
+    assert pretraining["corpora"]["train"]["counts"]["train"] > 0
+    first, own = read_stages(tuned)
+    tokens = sum(len(ids) for ids, _ in map(plain_pair(hf), prompts_and_targets(0, 40))) - 40
+    assert first == pretraining and own["figures"] == {"training records, tokens": f"40, {tokens:,}"}
+    other = write_folder(tmp_path / "records", train=20)
+    recipe = load_recipe(*tuning(other, tuned, tmp_path / "run"))
+    stages = stages_of_run(tmp_path / "run", recipe, make_objective(recipe))
+    assert stages[:2] == [first, own] and stages[2]["figures"] != own["figures"] and len(stages) == 3
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.common.files import (
+    CARD,
     UserError,
     input_files,
     make_folder,
@@ -191,6 +192,8 @@ def test_manifests_of_another_kind_a_newer_version_or_none_are_refused(tmp_path:
 def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path / "out", "corpus", {}, fill)
     verify_files(tmp_path / "out", manifest)
+    (tmp_path / "out" / CARD).write_text("a model card may be edited")
+    verify_files(tmp_path / "out", manifest | {"files": manifest["files"] | {CARD: {"bytes": 1, "sha256": ""}}})
     for content in (b"ona", b"on", b""):  # changed, shorter, empty
         (tmp_path / "out" / "a.txt").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.txt: changed"):

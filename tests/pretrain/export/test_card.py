@@ -11,10 +11,12 @@ from huggingface_hub import ModelCard
 from transformers import BioGptForCausalLM, BioGptTokenizer, pipeline
 
 from data.archive.download import TERMS
-from data.common.files import read_manifest
+from data.common.files import UserError, read_manifest
 from pretrain.export.folder import export
+from pretrain.hf_folder import check_hf
 from pretrain.record import read_record
 from pretrain.report import plot_curves
+from pretrain.training_data import FILE
 from tests.markdown import python_blocks
 from tests.pretrain.runs import metrics
 
@@ -54,7 +56,9 @@ def test_shards_of_an_earlier_version_give_a_card_without_their_corpus(
 ) -> None:
     shards = shutil.copytree(sample_folder / "shards", tmp_path / "shards")
     shutil.rmtree(shards / "corpus")
-    export(run, tmp_path / "hf", shards)
+    earlier = shutil.copytree(run, tmp_path / "run")
+    (earlier / FILE).unlink()
+    export(earlier, tmp_path / "hf", shards)
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "## Training data" not in card and "## Training data" in (hf / "README.md").read_text()
     assert "license: unknown" in card and "No licence was stated" in card
@@ -70,6 +74,15 @@ def test_the_model_card_shows_the_curves_of_the_run_if_it_has_a_record(hf: Path,
     export(tmp_path / "run", tmp_path / "hf")
     assert not (tmp_path / "hf" / "curves.png").exists()
     assert "curves.png" not in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_an_edited_card_leaves_a_folder_usable(hf: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(hf, tmp_path / "hf")
+    (folder / "README.md").write_text("# Mine\n")
+    check_hf(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json: changed"):
+        check_hf(folder)
 
 
 def test_a_tokenizer_longer_than_the_vocabulary_is_said_in_the_card(hf: Path, run: Path, tmp_path: Path) -> None:
