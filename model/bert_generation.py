@@ -95,7 +95,8 @@ class BertEncoderDecoder(EncoderDecoder):
 
     def __init__(self, config: BertEncoderDecoderConfig) -> None:
         super().__init__(config)
-        encoder, width, self.leaf_modules = config.encoder_config(), config.hidden_size, (BertLayer, CrossLayer)
+        encoder, width = config.encoder_config(), config.hidden_size
+        self.leaf_modules = (BertLayer, CrossLayer)
         self.encoder = BertGenerationEncoder(encoder, config.num_hidden_layers)
         # Its name is transformers', which has it only if the widths differ.
         self.enc_to_dec_proj = nn.Identity() if encoder.hidden_size == width else nn.Linear(encoder.hidden_size, width)

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, BertModel, EncoderDecoderModel
 
 from data.common.files import UserError
-from data.shards.order import EpochOrder
 from model.bert_generation import BertEncoderDecoder
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.export.folder import export
 from pretrain.generate import Decoding, Prompt, generate
+from pretrain.objectives.bert_source import BertSource
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
-from pretrain.schedule import learning_rate
 from tests.pretrain.berts import save_bert
 from tests.pretrain.runs import metrics, zero_3_settings
 from tests.pretrain.test_bits_per_byte import save_biogpt
+from tests.pretrain.test_objective import plain_losses
 from tests.pretrain.tuning import RECIPE, prompts_and_targets, tuning_case, write_records
 from tests.ranks import Ranks
 
@@ -71,19 +71,19 @@ def exported(trained: Path) -> Path:
     return trained.parent / "hf"
 
 
-def started(given: Path, run: Path, *more: str) -> tuple[Any, BertEncoderDecoder]:
-    """The objective of a new run, and the model that it starts with."""
-    objective: Any = make_objective(load_recipe(*chosen(given, run, *more)))
-    objective.check()
-    model = objective.build_model()
-    objective.load_encoder(model)
-    objective.load_weights(model, given / "biogpt")
-    return objective, model
+class Started(BertSource):
+    """Its model has the weights that a new run starts with."""
+
+    def build_model(self) -> BertEncoderDecoder:
+        model = super().build_model()
+        self.load_encoder(model)
+        self.load_weights(model, Path(self._recipe.model.weights or ""))
+        return model
 
 
 def test_a_run_starts_from_both_folders(given: Path, tmp_path: Path) -> None:
     """The encoder's hidden states for the ids of a record are those of transformers' BertModel."""
-    objective, model = started(given, tmp_path / "run")
+    objective = Started(load_recipe(*chosen(given, tmp_path / "run")))
     ids, labels = objective.held_out()["records"].batch(range(7), 8)
     of_source = AutoTokenizer.from_pretrained(given / "bert")
     of_target = AutoTokenizer.from_pretrained(given / "biogpt")
@@ -94,38 +94,16 @@ def test_a_run_starts_from_both_folders(given: Path, tmp_path: Path) -> None:
         target = [*of_target(record["target"], add_special_tokens=False)["input_ids"], 2]
         assert labels[row].tolist() == [*target, *[-100] * (labels.shape[1] - len(target))]
     assert not real[7].any() and (labels[7] == -100).all()
-    found = model.eval().encoder(ids[:7], real[:7])
+    found = objective.build_model().eval().encoder(ids[:7], real[:7])
     expected = bert(ids[:7], attention_mask=real[:7].long()).last_hidden_state
     assert torch.allclose(found[real[:7]], expected[real[:7]], atol=1e-5, rtol=0)
 
 
-def plain_losses(given: Path, folder: Path) -> list[float]:
-    """The training by torch's AdamW in one process, a whole global batch at once but for layerdrop's micro-batches."""
-    objective, model = started(given, folder / "run")
-    recipe, losses = load_recipe(*chosen(given, folder / "run")), []
-    optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.optimizer.betas, weight_decay=0.01)
-    order = EpochOrder(24, recipe.train.seed)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        places = [order.locate(step * 8 + row)[1] for row in range(8)]
-        counted, total = sum(objective.records("train").counted[places]), 0.0
-        for micro_step in range(2):  # of two ranks with two records each
-            ids, labels = objective.records("train").batch(places[4 * micro_step :][:4], 4)
-            loss = model(ids, labels, step=step, micro_step=micro_step) / counted
-            loss.backward()
-            total += loss.item()
-        for parameter in model.parameters():  # a dropped layer has a gradient of zero under DeepSpeed
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
-        optimizer.step()
-        losses.append(total)
-    return losses
-
-
-def test_losses_are_those_of_a_plain_loop(trained: Path, given: Path, tmp_path: Path) -> None:
-    found, expected = list(metrics(trained, "train/loss").values()), plain_losses(given, tmp_path)
-    assert found == pytest.approx(expected, rel=1e-5)
+def test_losses_are_those_of_plain_torch(trained: Path, given: Path, tmp_path: Path) -> None:
+    expected = plain_losses(load_recipe(*chosen(given, tmp_path / "run")), 2, Started)
+    found = list(metrics(trained, "train/loss").values())
+    print(f"differs by {max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e}")
+    assert found == pytest.approx(expected, rel=2e-6)
     assert expected[-1] < expected[0] - 0.1
 
 
@@ -159,9 +137,16 @@ def test_the_export_gives_transformers_the_recorded_loss_by_the_tokenizers_in_it
         "tokenizer_config.json",
         "vocab.txt",
     ]
+
+
+def test_the_lines_of_the_card_run(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     card = (exported / "README.md").read_text()
-    assert 'of_source = AutoTokenizer.from_pretrained(name, subfolder="encoder")' in card
-    assert str(trained.parent.parent) not in card
+    assert str(exported.parent) not in card
+    monkeypatch.chdir(exported)
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out
 
 
 def test_the_export_generates_the_same_with_its_cache_as_without(exported: Path) -> None:
