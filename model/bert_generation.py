@@ -92,14 +92,18 @@ class BertEncoderDecoder(EncoderDecoder):
     """
 
     config: BertEncoderDecoderConfig
+    encoder: BertGenerationEncoder
 
     def __init__(self, config: BertEncoderDecoderConfig) -> None:
         super().__init__(config)
-        encoder, width = config.encoder_config(), config.hidden_size
         self.leaf_modules = (BertLayer, CrossLayer)
-        self.encoder = BertGenerationEncoder(encoder, config.num_hidden_layers)
+        width, own = self.encoder.config.hidden_size, config.hidden_size
         # Its name is transformers', which has it only if the widths differ.
-        self.enc_to_dec_proj = nn.Identity() if encoder.hidden_size == width else nn.Linear(encoder.hidden_size, width)
+        self.enc_to_dec_proj = nn.Identity() if width == own else nn.Linear(width, own)
+
+    def new_encoder(self) -> BertGenerationEncoder:
+        """As `EncoderDecoder.new_encoder`."""
+        return BertGenerationEncoder(self.config.encoder_config(), self.config.num_hidden_layers)
 
     def encode(self, source_ids_BS: Tensor, real_BS: Tensor, step: int = 0, micro_step: int = 0) -> Tensor:
         """As `EncoderDecoder.encode`, as wide as the decoder."""

@@ -82,12 +82,16 @@ class EncoderDecoder(Architecture):
         # ZeRO-3 reduces the gradients of such a module after its first backward pass, and a shared layer has two.
         self.leaf_modules = () if config.share_layers else (DecoderLayer, CrossLayer)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        decoder, own = config.num_hidden_layers, 0 if config.share_layers else config.num_encoder_layers
-        # LayerDrop draws by a layer's number, so the encoder's come after the decoder's.
-        self.encoder = Stack(config, (DecoderLayer(config, decoder + index) for index in range(own)))
-        self.decoder = Stack(config, (CrossLayer(config, index) for index in range(decoder)))
+        self.encoder = self.new_encoder()
+        self.decoder = Stack(config, (CrossLayer(config, index) for index in range(config.num_hidden_layers)))
         self.embed_scale = math.sqrt(config.hidden_size)
         initialize(self, config)
+
+    def new_encoder(self) -> Any:
+        """An encoder. LayerDrop draws by a layer's number, so its layers come after the decoder's."""
+        config, first = self.config, self.config.num_hidden_layers
+        own = 0 if config.share_layers else config.num_encoder_layers
+        return Stack(config, (DecoderLayer(config, first + index) for index in range(own)))
 
     def forward(self, source_ids_BS: Tensor, labels_BT: Tensor, *, step: int = 0, micro_step: int = 0) -> Tensor:
         """The summed negative log-likelihood of the labels in nats, a scalar in fp32.

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.common.files import UserError, read_json
 from model.bert_generation import BertGenerationEncoder, from_hf
-from model.config import BertEncoderDecoderConfig, EncoderDecoderConfig
+from model.config import BertEncoderDecoderConfig, BertGenerationConfig, EncoderDecoderConfig
 from pretrain.given import ENCODER_TOKENIZER, SHAPE, encoder_files
 from pretrain.hf_folder import load_tokenizer
 from pretrain.weights import fill, read_weights
@@ -40,7 +40,12 @@ def read_shape(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: has no {missing[0]}; an encoder needs it")
     rest = {"layer_norm_eps": config.get("layer_norm_eps", 1e-12), "pad_token_id": config.get("pad_token_id", 0)}
-    return {key: config[key] for key in SHAPE} | rest
+    shape = {key: config[key] for key in SHAPE} | rest
+    try:
+        BertGenerationConfig(**shape)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return shape
 
 
 def with_encoder(config: EncoderDecoderConfig, folder: Path) -> BertEncoderDecoderConfig:

@@ -421,7 +421,7 @@ def _with_given_shape(recipe: Recipe) -> Recipe:
             f'model.weights = {recipe.model.weights}: is an encoder and a decoder; objective.kind = "'
             f'{recipe.objective.kind}" trains a causal decoder'
         )
-    if ENCODER_LAYERS in shape and recipe.model.num_encoder_layers is None:
+    if ENCODER_LAYERS in shape and recipe.model.num_encoder_layers is None and not recipe.model.encoder:
         missing.append(ENCODER_LAYERS)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={key: shape[key] for key in missing})})
 

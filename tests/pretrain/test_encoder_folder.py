@@ -78,6 +78,7 @@ POSITIONS, VALUE = "embeddings.position_embeddings.weight", "encoder.layer.1.att
         (with_values(model_type="roberta"), "model_type = 'roberta'; an encoder must be 'bert' or 'bert-generation'"),
         (with_values(hidden_act="relu"), "hidden_act = 'relu'; the encoder here has 'gelu'"),
         (with_values(position_embedding_type="relative_key"), "position_embedding_type = 'relative_key'"),
+        (with_values(num_attention_heads=5), "hidden_size = 24: not divisible by num_attention_heads = 5"),
         (without("hidden_size"), "config.json: has no hidden_size; an encoder needs it"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
