@@ -382,3 +382,11 @@ def test_the_held_out_loss_of_a_run_is_evaluated(tuned: Path) -> None:
     found = evaluate_folder(tuned, None, "validation")
     assert found["loss"] == pytest.approx(metrics(tuned, "validation/loss")[8], abs=1e-5)
     assert json.loads((tuned / "manifest.json").read_text())["model"]["num_encoder_layers"] == 1
+
+
+@pytest.mark.parametrize("start", ["model.weights", "data.tokenizer"])
+def test_the_bundled_recipe_divides_over_ranks(start: str, hf: Path) -> None:
+    recipe = load_recipe("seq2seq-title", ["data.records=records", f"{start}={hf}", "train.context_length=64"])
+    assert recipe.encoder_decoder_config(496).num_encoder_layers == recipe.encoder_decoder_config(496).num_hidden_layers
+    for ranks in (1, 2, 4, 8):
+        assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == 64
