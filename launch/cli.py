@@ -38,14 +38,21 @@ for command in (*DATA, *MODELS):
 
 
 @app.command()
-def quickstart(out: Out = Path("quickstart")) -> None:
+def quickstart(
+    out: Out = Path("quickstart"),
+    objective: Annotated[
+        str, typer.Option(help="What to learn: next_token, fill_in_the_middle, denoising, title or images.")
+    ] = "next_token",
+) -> None:
     """Run the whole path on the embedded sample: corpus, tokenizer, shards, training, export, a generated sentence.
+
+    It ends in a check that the model has learned. Exit code 2 says that it has not.
 
     Example: `biogpt quickstart --out quickstart/`
     """
     from launch.quickstart import run_quickstart
 
-    run_quickstart(out)
+    run_quickstart(out, objective)
 
 
 def _print_version(wanted: bool) -> None:

@@ -77,6 +77,31 @@ class HeldOut(ABC):
         raise NotImplementedError
 
 
+class OtherSources(HeldOut):
+    """Held-out sources and targets, each target with the source of another example of its batch.
+
+    If the loss of the targets is no higher than with their own sources, the model does not use them.
+    """
+
+    def __init__(self, held_out: HeldOut) -> None:
+        self._held_out, self.examples, self.weight = held_out, held_out.examples, held_out.weight
+
+    def batch(self, numbers: range, batch_size: int) -> Batch:
+        """As of the examples, with each source one row further. An example alone in its batch keeps its source."""
+        source_ids_BS, labels_BT = self._held_out.batch(numbers, batch_size)
+        rows = torch.arange(batch_size)
+        rows[: len(numbers)] = rows[: len(numbers)].roll(1)
+        return source_ids_BS[rows], labels_BT
+
+    def counted_targets(self, numbers: range) -> int:
+        """As of the examples."""
+        return self._held_out.counted_targets(numbers)
+
+    def figures(self, loss: float) -> dict[str, float]:
+        """None."""
+        return {}
+
+
 def held_out_loss(
     model: SummedLoss, sources: dict[str, HeldOut], batch_size: int, device: torch.device, max_examples: int = 0
 ) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from data.common.files import make_folder, read_json, read_manifest, verify_files, write_json
 from data.images.draw import SIDE, SPLITS, Split, draw, draws_of, make_scene
-from data.images.instructions import records_of
+from data.images.instructions import CHOICES, records_of
+from data.shards.records import PIECES, Record, encode_pieces, encode_texts, read_records
+from data.text.ids import EOS_ID
 from data.text.reserved import IMAGE_CODES
 from model.quantizer import Quantizer, QuantizerConfig, fit
 
@@ -69,6 +71,36 @@ def load_quantizer(images: Path) -> Quantizer:
     quantizer = Quantizer(QuantizerConfig(**read_json(images / "quantizer" / "config.json")))
     quantizer.load_state_dict(load_file(images / "quantizer" / "model.safetensors"))
     return quantizer.eval()
+
+
+def question_accuracy(hf: Path, tokenizer: Path, images: Path, blank: bool = False) -> dict[str, float]:
+    """The share of right answers of an exported model to each form of question about the test pictures.
+
+    All answers of a form are scored, and the likeliest is taken. images: a folder that `make_images` made; blank: put a
+    picture without things in the place of all pictures.
+    """
+    from pretrain.answers import log_likelihoods, open_language_model
+
+    model, found = open_language_model(hf), {}
+    empty = load_quantizer(images).encode(torch.from_numpy(draw([], draws_of("noise", "test", 0, seed=1)))[None])[0]
+    questions = read_records(images / "test.jsonl", {"task": str, "source": PIECES, "target": PIECES})
+    for form, choices in CHOICES.items():
+        asked = [record for record in questions if record.fields["task"] == form]
+        if blank:
+            asked = [_with_codes(record, empty.tolist()) for record in asked]
+        sources = [[EOS_ID, *ids.tolist()] for ids in encode_pieces(tokenizer, asked, "source")]
+        answers = [[*ids.tolist(), EOS_ID] for ids in encode_texts(tokenizer, choices)]
+        scores = log_likelihoods(model, [(source, answer) for source in sources for answer in answers])
+        best = torch.tensor(scores).view(len(sources), len(choices)).argmax(1).tolist()
+        right = [choices.index(record.fields["target"]) for record in asked]
+        found[form] = sum(a == b for a, b in zip(best, right, strict=True)) / len(right)
+    return found
+
+
+def _with_codes(record: Record, codes: list[int]) -> Record:
+    """The record with another picture."""
+    source = [record.fields["source"][0], *(IMAGE_CODES[code] for code in codes)]
+    return Record(record.place, record.fields | {"source": source})
 
 
 @contextmanager

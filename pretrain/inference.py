@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import UserError, read_json, read_manifest, sha256, verify_files
-from pretrain.held_out import HeldOut, SummedLoss, held_out_loss
+from pretrain.held_out import HeldOut, OtherSources, SummedLoss, held_out_loss
 from pretrain.hf_folder import hf_likelihood, load_hf
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objectives.kinds import make_objective
@@ -42,6 +42,21 @@ def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "
         model = hf_likelihood(opened)
         held_out = {"": held_out_blocks(shards, manifest, split, opened.config.max_position_embeddings)}
     return held_out_loss(model, held_out, 4, device)
+
+
+def losses_with_sources(run: Path) -> tuple[float, float]:
+    """The held-out loss of a run that learns from sources: with each target's source, and with those of others.
+
+    Raises UserError if the run has no checkpoint, or its model has no encoder.
+    """
+    recipe, checkpoints, _ = load_run(run)
+    if not recipe.has_encoder():
+        raise UserError(f"{run}: its model has no encoder, which reads a source")
+    objective, device = make_objective(recipe), best_device()
+    model, own = load_model(checkpoints, objective, device), objective.held_out()
+    others: dict[str, HeldOut] = {name: OtherSources(each) for name, each in own.items()}
+    first, second = (held_out_loss(model, sources, 16, device)["loss"] for sources in (own, others))
+    return first, second
 
 
 def different_tokenizer_file(one: Path, other: Path) -> str:

@@ -11,19 +11,18 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data.archive.sample import write_sample
 from data.corpus.build import make_corpus
-from data.images.draw import COLOURS, QUARTERS, SHAPES, SIZES, Thing, draw, draws_of
+from data.images.draw import COLOURS, QUARTERS, SHAPES, SIZES, Thing
 from data.images.instructions import CHOICES, caption
-from data.shards.records import PIECES, Record, encode_pieces, encode_texts, read_records
+from data.shards.records import PIECES, encode_pieces, encode_texts, read_records
 from data.text.ids import EOS_ID
-from data.text.reserved import IMAGE_CODES, RESERVED_NUMBERS
+from data.text.reserved import RESERVED_NUMBERS
 from data.text.train import train_tokenizer
 from pretrain.answers import log_likelihoods, open_language_model
 from pretrain.export.folder import export
-from pretrain.images import load_quantizer, make_images
+from pretrain.images import make_images, question_accuracy
 from pretrain.prefix_tree import search
 from pretrain.recipe import load_recipe
 from pretrain.train import train
@@ -53,25 +52,6 @@ def learn(out: Path) -> None:
     export(out / "run", out / "hf")
 
 
-def accuracy(out: Path, blank: bool) -> dict[str, float]:
-    """The share of right answers for each form of question. blank: all pictures are replaced by one without things."""
-    model, found = open_language_model(out / "hf"), {}
-    empty = load_quantizer(out / "images").encode(blank_picture())[0].tolist()
-    questions = read_records(out / "images" / "test.jsonl", {"task": str, "source": PIECES, "target": PIECES})
-    for form, choices in CHOICES.items():
-        asked = [record for record in questions if record.fields["task"] == form]
-        if blank:
-            asked = [with_codes(record, empty) for record in asked]
-        sources = [[EOS_ID, *ids.tolist()] for ids in encode_pieces(out / "tokenizer", asked, "source")]
-        answers = [[*ids.tolist(), EOS_ID] for ids in encode_texts(out / "tokenizer", choices)]
-        scores = log_likelihoods(model, [(source, answer) for source in sources for answer in answers])
-        rows = [scores[start : start + len(choices)] for start in range(0, len(scores), len(choices))]
-        chosen = [choices[row.index(max(row))] for row in rows]
-        right = [record.fields["target"] for record in asked]
-        found[form] = sum(a == b for a, b in zip(chosen, right, strict=True)) / len(right)
-    return found
-
-
 def misses(out: Path) -> dict[int, int]:
     """Beams -> how often beam search over all captions of one thing misses the likeliest, for `CAPTIONED` pictures."""
     model, tokenizer = open_language_model(out / "hf"), out / "tokenizer"
@@ -88,17 +68,6 @@ def misses(out: Path) -> dict[int, int]:
     return {beams: sum(a != b for a, b in zip(numbers, best, strict=True)) for beams, numbers in found.items()}
 
 
-def blank_picture() -> Tensor:
-    """A picture without things, (1, 3, S, S)."""
-    return torch.from_numpy(draw([], draws_of("noise", "test", 0, seed=1)))[None]
-
-
-def with_codes(record: Record, codes: list[int]) -> Record:
-    """The record with another picture."""
-    source = [record.fields["source"][0], *(IMAGE_CODES[code] for code in codes)]
-    return Record(record.place, record.fields | {"source": source})
-
-
 def majority(out: Path) -> dict[str, float]:
     """The share of the most frequent answer of the training split to each form of question."""
     lines = [json.loads(line) for line in (out / "images" / "train.jsonl").read_text().splitlines()]
@@ -113,7 +82,12 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     make_inputs(out)
     learn(out)
-    rows = {"model": accuracy(out, blank=False), "blank picture": accuracy(out, blank=True), "majority": majority(out)}
+    folders = (out / "hf", out / "tokenizer", out / "images")
+    rows = {
+        "model": question_accuracy(*folders),
+        "blank picture": question_accuracy(*folders, blank=True),
+        "majority": majority(out),
+    }
     print(f"{machine()}\n\n| {' | '.join(['accuracy', *CHOICES])} |\n|---|{'---|' * len(CHOICES)}")
     for name, found in rows.items():
         print(f"| {name} | {' | '.join(f'{found[form]:.3f}' for form in CHOICES)} |")
