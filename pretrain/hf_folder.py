@@ -64,7 +64,8 @@ def load_causal_lm(folder: Path, device: torch.device) -> Any:
 
     _silence_transformers()
     _verify(folder)
-    read_json(folder / "config.json")
+    if read_json(folder / "config.json").get("is_encoder_decoder"):
+        raise UserError(f"{folder}: is an encoder and a decoder, not a causal language model")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True

@@ -79,7 +79,8 @@ def check_config(folder: Path, ours: dict[str, Any]) -> None:
     given = biogpt_keys(read_json(path)) if path.is_file() else {}
     ours = biogpt_keys(ours)
     same_head = "id2label" in ours and given.get("architectures") == ours["architectures"]
-    for key in ("num_attention_heads", "hidden_act", "scale_embedding", *(["id2label"] if same_head else [])):
+    keys = ("num_attention_heads", "encoder_attention_heads", "hidden_act", "scale_embedding")
+    for key in (*keys, *(["id2label"] if same_head else [])):
         if key in given and given[key] != ours.get(key):
             raise UserError(
                 f"{path}: {key} = {given[key]}, this model's is {ours.get(key)}; choose that of these weights"
