@@ -264,8 +264,8 @@ def print_plan(recipe: Recipe, name: str, ranks: int, gpu_name: str, run: Path |
     """
     if gpu_name not in GPUS:
         raise UserError(f"--gpu {gpu_name}: choose from {', '.join(GPUS)}")
-    if recipe.on_records():
-        raise UserError(f'objective.kind = "{recipe.objective.kind}": the plan knows only runs on shards')
+    if recipe.on_records() or recipe.has_encoder():
+        raise UserError(f'objective.kind = "{recipe.objective.kind}": the plan knows only causal decoders on shards')
     if recipe.deepspeed.offload_optimizer or recipe.deepspeed.offload_parameters:
         raise UserError("deepspeed.offload_optimizer, deepspeed.offload_parameters: the plan does not know them")
     gpu = GPUS[gpu_name]

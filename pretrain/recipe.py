@@ -23,9 +23,9 @@ from pretrain import ROOT
 from pretrain.given import ENCODER_LAYERS, SHAPE, given_model
 
 BUNDLED = ROOT / "launch" / "recipes"
-ON_SHARDS = ("next_token",)
+ON_SHARDS = ("next_token", "fill_in_the_middle", "denoising")
 """The objectives that learn from shards; the others learn from records."""
-ENCODER_DECODER = ("source_target",)
+ENCODER_DECODER = ("source_target", "denoising")
 """The objectives that train an encoder and a decoder; the others train a causal decoder."""
 
 
@@ -132,13 +132,27 @@ class TrainSection(Section):
 
 
 class ObjectiveSection(Section):
-    kind: Literal["next_token", "prompt_target", "source_target", "token_classification", "sequence_classification"] = (
-        "next_token"
-    )
-    """What the model learns: "next_token" predicts each token of packed blocks from those before it. "prompt_target"
+    kind: Literal[
+        "next_token",
+        "fill_in_the_middle",
+        "denoising",
+        "prompt_target",
+        "source_target",
+        "token_classification",
+        "sequence_classification",
+    ] = "next_token"
+    """What the model learns: "next_token" predicts each token of packed blocks from those before it.
+    "fill_in_the_middle" does too, and moves the middle of some documents behind what follows it. "denoising" writes
+    packed blocks again, with an encoder that reads them with spans of words masked. "prompt_target"
     predicts the target of each record, and its end, after the prompt. "source_target" predicts it too, with an encoder
     that reads the source of the record. "token_classification" finds labelled spans of characters,
     "sequence_classification" the label or labels of a text."""
+    fim_rate: float = Field(default=0.5, gt=0, le=1)
+    """For "fill_in_the_middle": probability that a document is rearranged."""
+    mask_share: float = Field(default=0.3, gt=0, lt=1)
+    """For "denoising": share of the words that are masked."""
+    span_length: float = Field(default=3.0, gt=0, le=1e3)
+    """For "denoising": mean number of words of a masked span. The numbers are drawn by Poisson."""
 
 
 class OptimizerSection(Section):
@@ -368,6 +382,7 @@ def check_settings(settings: dict[str, Any], source: str) -> Recipe:
     mistakes = [
         *_model_mistakes(recipe),
         *_data_mistakes(recipe),
+        *_objective_mistakes(recipe),
         *_optimizer_mistakes(recipe),
         *_deepspeed_mistakes(recipe),
         *_schedule_mistakes(recipe),
@@ -453,6 +468,16 @@ def _data_mistakes(recipe: Recipe) -> Iterator[str]:
             yield f"data.weights.{name}: is missing; every folder of data.{key} needs its share"
         if period_of(list(recipe.data_weights().values())) > LONGEST_PERIOD:
             yield "data.weights: give the shares with fewer digits, as in 0.75 and 0.25"
+
+
+def _objective_mistakes(recipe: Recipe) -> Iterator[str]:
+    chosen, default = recipe.objective, ObjectiveSection()
+    users = {"fim_rate": "fill_in_the_middle", "mask_share": "denoising", "span_length": "denoising"}
+    for key, user in users.items():
+        if chosen.kind != user and getattr(chosen, key) != getattr(default, key):
+            yield f'objective.{key}: objective.kind = "{chosen.kind}" does not use it; remove it, or use {user}'
+    if chosen.kind == "denoising" and recipe.model.boundaries != ModelSection().boundaries:
+        yield 'model.boundaries: objective.kind = "denoising" does not use it; remove it'
 
 
 def _optimizer_mistakes(recipe: Recipe) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """The objectives by the names that recipes give them."""
 
 from pretrain.objectives.classification import SequenceClassification, TokenClassification
+from pretrain.objectives.denoising import Denoising
+from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.prompt_target import PromptTarget
@@ -9,6 +11,8 @@ from pretrain.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
+    "fill_in_the_middle": FillInTheMiddle,
+    "denoising": Denoising,
     "prompt_target": PromptTarget,
     "source_target": SourceTarget,
     "token_classification": TokenClassification,

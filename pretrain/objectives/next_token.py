@@ -44,7 +44,7 @@ class NextToken(Objective):
                 f"model.vocab_size = {recipe.model.vocab_size}: {self._folders[first]} was made with a vocabulary of"
                 f" {vocabulary}; leave the key out"
             )
-        self.config: DecoderConfig = recipe.decoder_config(vocabulary)
+        self.config: DecoderConfig = recipe.trained_config(vocabulary)
         self.tokenizer = self._folders[first] / "tokenizer"
         self._held_out: dict[str, dict[str, HeldOut]] = {}
 
@@ -60,10 +60,17 @@ class NextToken(Objective):
         if split not in self._held_out:
             weights, length = self._recipe.data_weights(), self._recipe.context_length()
             self._held_out[split] = {
-                name: held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
+                source: held_out
                 for name, folder in self._folders.items()
+                for source, held_out in self.sources_of(
+                    name, held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
+                ).items()
             }
         return self._held_out[split]
+
+    def sources_of(self, name: str, blocks: "HeldOutBlocks") -> dict[str, HeldOut]:
+        """What is evaluated on the blocks of a folder, by the sources' names. Their weights sum to the blocks'."""
+        return {name: blocks}
 
     def check(self) -> None:
         """As `Objective.check`."""
@@ -107,7 +114,7 @@ class NextToken(Objective):
         """As `Objective.benchmarks`."""
         return most_in_training(self._manifests)
 
-    def build_model(self) -> Decoder:
+    def build_model(self) -> Architecture:
         """As `Objective.build_model`. The weights are a function of the seed."""
         torch.manual_seed(self._recipe.train.seed)
         return Decoder(self.config)
@@ -121,10 +128,14 @@ class NextToken(Objective):
 
         With `model.boundaries = "document"` also where their documents begin: here nothing waits for a GPU to find out.
         """
-        inputs, targets = self._blocks.batch(numbers)
+        inputs, targets = self.read(numbers)
         if self.config.boundaries == "none":
             return inputs, targets
         return inputs, targets, document_offsets(inputs, self.config.eos_token_id)
+
+    def read(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of training blocks, (len(numbers), context_length) int64 each."""
+        return self._blocks.batch(numbers)
 
     def epochs(self, examples: int) -> dict[str, float]:
         """As `Objective.epochs`."""

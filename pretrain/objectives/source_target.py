@@ -1,26 +1,18 @@
 """Predict the target of each record, and its end, from the source: an encoder and a decoder."""
 
 import math
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from data.common.files import UserError
 from data.shards.records import PIECES, Encoded, Keys, Record, Records, encode_pieces
 from data.text.ids import EOS_ID
-from model.architecture import Architecture
-from model.config import EncoderDecoderConfig
-from model.encoder_decoder import EncoderDecoder
-from pretrain.held_out import Batch
-from pretrain.hf_folder import SEQUENCE_TO_SEQUENCE, hf_likelihood, hf_target_logits, load_hf
-from pretrain.objectives.objective import Exported
+from pretrain.objectives.encoder_decoder import TrainsEncoderDecoder
 from pretrain.objectives.records import RecordObjective
 
 
-class SourceTarget(RecordObjective):
+class SourceTarget(TrainsEncoderDecoder, RecordObjective):
     """Records of a "source" and a "target", each a text or a list of texts and reserved numbers.
 
     Only the tokens of the target and the `</s>` after it count in the loss. The encoder reads `</s>` and the source, as
@@ -56,24 +48,3 @@ class SourceTarget(RecordObjective):
     def kind_in_words(self) -> str:
         """As `RecordObjective.kind_in_words`."""
         return "sequence-to-sequence model"
-
-    def build_model(self) -> EncoderDecoder:
-        """As `Objective.build_model`. The weights are a function of the seed, until the given ones are loaded."""
-        assert isinstance(self.config, EncoderDecoderConfig)
-        torch.manual_seed(self._recipe.train.seed)
-        return EncoderDecoder(self.config)
-
-    def outputs(self, model: Architecture, batch: Batch) -> Tensor:
-        """The logits of the targets, (B, T, V)."""
-        assert isinstance(model, EncoderDecoder)
-        source_ids_BS, labels_BT = batch
-        return model.logits(source_ids_BS, model.shifted_right(labels_BT))
-
-    def load_exported(self, folder: Path, device: torch.device) -> Exported:
-        """As `Objective.load_exported`."""
-        model = load_hf(folder, device, SEQUENCE_TO_SEQUENCE)
-        return Exported(
-            lambda source, labels: hf_target_logits(model, source, labels),
-            hf_likelihood(model, hf_target_logits),
-            model,
-        )

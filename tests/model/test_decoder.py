@@ -4,7 +4,6 @@ import itertools
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data.text.ids import EOS_ID, PAD_ID
 from model.decoder import Decoder, DecoderLayer, is_dropped
 from model.hf import from_hf, to_hf
-from model.loss import compiled_chunk_loss
 from tests.model.shapes import kept_for_backward, random_shape, small_config, small_decoder, transformers_twin
 
 
@@ -92,17 +90,6 @@ def test_layerdrops_draws_are_these_and_others_for_each_seed() -> None:
 
 
 MODES = ("none", "selective", "full")
-
-
-@pytest.fixture
-def aot_eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile by dynamo and AOT autograd, without inductor's C++."""
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **more: real(function, backend="aot_eager", **more))
-    compiled_chunk_loss.cache_clear()
-    torch._dynamo.reset()
-    yield
-    compiled_chunk_loss.cache_clear()
 
 
 @pytest.mark.parametrize("compiled", [False, True])

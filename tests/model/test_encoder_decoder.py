@@ -1,13 +1,17 @@
 """The encoder-decoder against transformers' Blenderbot and BioGPT, and its own promises."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration
 
 from model.blenderbot import from_hf
 from model.config import EncoderDecoderConfig
+from model.decoder import is_dropped
 from model.encoder_decoder import EncoderDecoder
 from tests.model.shapes import random_shape, small_config, small_decoder, transformers_twin
 
@@ -119,3 +123,93 @@ def test_recomputation_gives_the_same_bits(dropout: float, share: bool) -> None:
     for other in gradients[1:]:
         assert len(other) == len(gradients[0])
         assert all(torch.equal(one, two) for one, two in zip(gradients[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("aot_eager")
+@SHARED
+def test_compiled_layers_give_the_same(share: bool) -> None:
+    batch = padded_batch(101, 20)
+    plain, compiled = small_encoder_decoder(share), small_encoder_decoder(share)
+    compiled.compile_layers()
+    losses = [model(*batch) for model in (plain, compiled)]
+    for loss in losses:
+        loss.backward()
+    assert torch.allclose(*losses, rtol=1e-6)
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None and torch.allclose(one.grad, other.grad, atol=1e-5)
+
+
+def test_layerdrop_skips_the_drawn_layers_of_both_sides_and_none_in_evaluation() -> None:
+    model = small_encoder_decoder(layerdrop=0.5, layerdrop_seed=7)
+    batch = padded_batch(101, 20)
+    for step in range(4):
+        shorter = small_encoder_decoder()
+        kept = [layer for layer in range(3) if not is_dropped(0.5, 7, step, 1, layer)]
+        shorter.decoder.layers = torch.nn.ModuleList(shorter.decoder.layers[layer] for layer in kept)
+        kept = [layer for layer in range(4) if not is_dropped(0.5, 7, step, 1, 3 + layer)]
+        shorter.encoder.layers = torch.nn.ModuleList(shorter.encoder.layers[layer] for layer in kept)
+        assert torch.equal(model(*batch, step=step, micro_step=1), shorter(*batch))
+    assert torch.equal(model.eval()(*batch, step=3), small_encoder_decoder().eval()(*batch))
+
+
+@SHARED
+def test_parameters_are_counted_once(share: bool) -> None:
+    model = small_encoder_decoder(share)
+    tensors = model.to_hf(dict(model.state_dict())).values()
+    assert model.config.parameter_count() == sum(tensor.numel() for tensor in tensors)
+
+
+def test_operations_of_a_source_and_its_target_are_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by torch, for a source and a target of the same length, forward and backward."""
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "max_position_embeddings": 64}
+    model = small_encoder_decoder(vocab_size=4096, **shape)
+    ids = torch.randint(4, 101, (2, 64))
+    monkeypatch.setattr("model.attention.kernels", lambda _: [SDPBackend.MATH])  # torch counts no fused kernel of CPUs
+    with FlopCounterMode(display=False) as counter:
+        model.logits(ids, ids).sum().backward()
+    counted = counter.get_total_flops() / (2 * 2 * 64)
+    # Positions, biases and norms are among the parameters, and multiply nothing.
+    assert model.config.flops_per_token(64) == pytest.approx(counted, rel=0.05)
+
+
+# What a model can learn
+
+
+def draws(seed: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources of 5 of 8 tokens, and as targets the same tokens backwards."""
+    source = torch.randint(4, 12, (rows, 5), generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.pad(source, (1, 0), value=2), source.flip(1)
+
+
+def test_labels_alone_do_not_teach_to_copy() -> None:
+    """Of labels that no source and no earlier label tells, nothing can be learned. `decoder_input_ids` that equal the
+    labels, as in the recipe of BertGeneration's page, show the decoder what it is to predict."""
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 16}
+    ours, copying = small_encoder_decoder(**shape), small_encoder_decoder(**shape)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (ours, copying)]
+    losses = [0.0, 0.0]
+    for step in range(80):
+        source, labels = draws(2 * step, 32)[0], draws(2 * step + 1, 32)[1]
+        shown = torch.nn.functional.cross_entropy(copying.logits(source, labels).flatten(0, 1), labels.flatten())
+        for index, loss in enumerate((ours(source, labels) / labels.numel(), shown)):
+            optimizers[index].zero_grad()
+            loss.backward()
+            optimizers[index].step()
+            losses[index] = loss.item()
+    assert losses[0] > 0.95 * math.log(8)
+    assert losses[1] < 0.1
+
+
+def test_a_target_is_learned_from_its_source_and_lost_when_sources_are_shuffled() -> None:
+    model = small_encoder_decoder(hidden_size=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(200):
+        source, labels = draws(step, 64)
+        optimizer.zero_grad()
+        (model(source, labels) / labels.numel()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        source, labels = draws(10_000, 256)
+        right, shuffled = (model(each, labels).item() / labels.numel() for each in (source, source.roll(1, 0)))
+    print(f"nats a target: {right:.3f}, from shuffled sources {shuffled:.3f}")
+    assert right < 0.5 and shuffled > math.log(8)

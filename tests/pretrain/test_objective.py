@@ -11,6 +11,8 @@ from data.common.files import UserError
 from data.common.hashing import mix64
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch
+from pretrain.objectives.denoising import Denoising
+from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
 from pretrain.objectives.kinds import OBJECTIVES, make_objective
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
@@ -52,13 +54,14 @@ class NoTargets(MaskedTokens):
         return super().mask(number) & (number // 16 != 1)
 
 
-def masked_case(chosen: list[str], objective: type[NextToken]) -> int:
-    """`run_case` with another objective in the place of next-token prediction."""
-    OBJECTIVES["next_token"] = objective
+def masked_case(chosen: list[str], objective: type[Objective]) -> int:
+    """`run_case` with another objective in the place of the recipe's."""
+    kind = load_recipe("tiny", chosen).objective.kind
+    usual, OBJECTIVES[kind] = OBJECTIVES[kind], objective
     try:
         return run_case(chosen)
     finally:
-        OBJECTIVES["next_token"] = NextToken
+        OBJECTIVES[kind] = usual
 
 
 def plain_losses(recipe: Recipe, ranks: int, kind: type[Objective] = MaskedTokens) -> list[float]:
@@ -90,32 +93,39 @@ def layout(folder: Path, stage: int) -> list[str]:
     return zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
 
 
-FAST = [(1, 2), (3, 2)]
+ON_BLOCKS: dict[str, type[Objective]] = {
+    "next_token": MaskedTokens,
+    "fill_in_the_middle": FillInTheMiddle,
+    "denoising": Denoising,
+}
+FAST = [("next_token", 1, 2), ("next_token", 3, 2), ("fill_in_the_middle", 1, 2), ("denoising", 1, 2)]
 
 
 @pytest.mark.parametrize(
-    ("stage", "size"),
+    ("kind", "stage", "size"),
     [
-        pytest.param(stage, size, marks=[] if (stage, size) in FAST else [pytest.mark.slow])
+        pytest.param(kind, stage, size, marks=[] if (kind, stage, size) in FAST else [pytest.mark.slow])
+        for kind in ON_BLOCKS
         for size in (1, 2, 4)
         for stage in range(4)
     ],
 )
-def test_a_masked_loss_trains_alike_in_every_layout(
-    stage: int, size: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
+def test_a_loss_on_blocks_trains_alike_in_every_layout(
+    kind: str, stage: int, size: int, two_ranks: Ranks, reserved_shards: Path, tmp_path: Path
 ) -> None:
-    """Micro-batches of 2 blocks: some ranks have no target in some of them."""
-    ranks = two_ranks if size == 2 else Ranks(size)
-    chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE, *layout(tmp_path, stage))
+    """Micro-batches of 2 blocks: of the masked loss some ranks have no target in some of them."""
+    ranks, objective = two_ranks if size == 2 else Ranks(size), ON_BLOCKS[kind]
+    chosen = settings(reserved_shards, tmp_path / "run", *MORE, *layout(tmp_path, stage), f"objective.kind={kind}")
     chosen = [*chosen, "train.micro_batch_size=1"] if size == 4 else chosen
-    ranks.run(masked_case, chosen, MaskedTokens)
+    ranks.run(masked_case, chosen, objective)
     if ranks is not two_ranks:
         ranks.close()
     found, expected = (
         list(metrics(tmp_path / "run", "train/loss").values()),
-        plain_losses(load_recipe("tiny", chosen), size),
+        plain_losses(load_recipe("tiny", chosen), size, objective),
     )
-    print(f"ZeRO {stage}, {size} ranks: differs by {max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e}")
+    furthest = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+    print(f"{kind}, ZeRO {stage}, {size} ranks: differs by {furthest:.1e}")
     assert found == pytest.approx(expected, rel=2e-6)
     assert expected[-1] < expected[0] - 0.1
 
