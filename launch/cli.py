@@ -18,6 +18,7 @@ from launch.model_commands import (
     export,
     finetune,
     generate,
+    images,
     plan,
     report,
     train,
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 DATA = (download, sample, corpus, tokenizer, shards, records)
-MODELS = (plan, train, finetune, checkpoints, report, compare, evaluate, benchmark, export, generate)
+MODELS = (images, plan, train, finetune, checkpoints, report, compare, evaluate, benchmark, export, generate)
 for command in (*DATA, *MODELS):
     app.command()(command)
 

@@ -146,6 +146,24 @@ def default_ranks() -> int:
     return max(1, torch.cuda.device_count())
 
 
+def images(
+    out: Out,
+    count: Annotated[int, typer.Option(min=64, help="Number of training pictures; each gives five records.")] = 8_192,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures and of the quantiser.")] = 0,
+) -> None:
+    """Draw pictures of coloured shapes, train their quantiser, and write instruction records about them.
+
+    Example: `biogpt images --out images/`
+    """
+    from data.text.reserved import RESERVED_NUMBERS
+    from pretrain.images import make_images
+
+    counts = make_images(out, count, seed)["counts"]
+    error, of_mean = counts["squared_error"], counts["squared_error_of_mean_picture"]
+    print(f"{out}: squared error of held-out pictures {error:,.1f}; the mean picture's is {of_mean:,.1f}")
+    print(f"{out}: {counts['pictures']['train']:,} training pictures; biogpt tokenizer --reserve {RESERVED_NUMBERS}")
+
+
 def plan(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
     settings: Annotated[

@@ -116,6 +116,11 @@ class EncoderDecoderConfig(DecoderConfig):
                 f" {self.num_hidden_layers}"
             )
 
+    @property
+    def source_pad_token_id(self) -> int:
+        """The id that pads sources."""
+        return self.pad_token_id
+
     def parameter_count(self) -> int:
         """Number of parameters of the exported model, with tied and shared weights counted once."""
         return self._parameters(0 if self.share_layers else self.num_encoder_layers)
@@ -135,6 +140,52 @@ class EncoderDecoderConfig(DecoderConfig):
         """
         attentions = self.num_encoder_layers + 2 * self.num_hidden_layers
         return 3 * self._parameters(self.num_encoder_layers) + 6 * attentions * self.hidden_size * context_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertGenerationConfig(DecoderConfig):
+    """The shape of an encoder like BERT's. Names and defaults are those of transformers' `BertGenerationConfig`."""
+
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    def parameter_count(self) -> int:
+        """Number of parameters. There is no norm after the last layer, but one after the embeddings."""
+        return super().parameter_count() - 2 * self.hidden_size  # no two rows in front of the positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertEncoderDecoderConfig(EncoderDecoderConfig):
+    """The shape of an encoder like BERT's and a decoder of BioGPT's layers. Other values hold for both."""
+
+    encoder: dict[str, Any]
+    """What a folder of transformers decides of the encoder: values of `BertGenerationConfig`, by their names."""
+
+    @property
+    def source_pad_token_id(self) -> int:
+        """As `EncoderDecoderConfig.source_pad_token_id`."""
+        return self.encoder["pad_token_id"]
+
+    def encoder_config(self) -> BertGenerationConfig:
+        """The shape of the encoder."""
+        for_both = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "layerdrop")
+        for_both += ("layerdrop_seed", "gradient_checkpointing")
+        return BertGenerationConfig(**self.encoder, **{name: getattr(self, name) for name in for_both})
+
+    def parameter_count(self) -> int:
+        """As `EncoderDecoderConfig.parameter_count`, with the map between sides of different widths."""
+        own_encoder = (self.max_position_embeddings + 2) * self.hidden_size  # of no layers
+        encoder = self.encoder_config()
+        differ = encoder.hidden_size != self.hidden_size
+        between = differ * (encoder.hidden_size + 1) * self.hidden_size
+        return self._parameters(0) - own_encoder + encoder.parameter_count() + between
+
+    def flops_per_token(self, context_length: int) -> float:
+        """As `EncoderDecoderConfig.flops_per_token`. The encoder's embedding is looked up and multiplies nothing."""
+        encoder = self.encoder_config()
+        multiplied = self.parameter_count() - encoder.vocab_size * encoder.hidden_size
+        widths = encoder.num_hidden_layers * encoder.hidden_size + 2 * self.num_hidden_layers * self.hidden_size
+        return 3 * multiplied + 6 * widths * context_length
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -82,12 +82,16 @@ class EncoderDecoder(Architecture):
         # ZeRO-3 reduces the gradients of such a module after its first backward pass, and a shared layer has two.
         self.leaf_modules = () if config.share_layers else (DecoderLayer, CrossLayer)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        decoder, own = config.num_hidden_layers, 0 if config.share_layers else config.num_encoder_layers
-        # LayerDrop draws by a layer's number, so the encoder's come after the decoder's.
-        self.encoder = Stack(config, (DecoderLayer(config, decoder + index) for index in range(own)))
-        self.decoder = Stack(config, (CrossLayer(config, index) for index in range(decoder)))
+        self.encoder = self.new_encoder()
+        self.decoder = Stack(config, (CrossLayer(config, index) for index in range(config.num_hidden_layers)))
         self.embed_scale = math.sqrt(config.hidden_size)
         initialize(self, config)
+
+    def new_encoder(self) -> Any:
+        """An encoder. LayerDrop draws by a layer's number, so its layers come after the decoder's."""
+        config, first = self.config, self.config.num_hidden_layers
+        own = 0 if config.share_layers else config.num_encoder_layers
+        return Stack(config, (DecoderLayer(config, first + index) for index in range(own)))
 
     def forward(self, source_ids_BS: Tensor, labels_BT: Tensor, *, step: int = 0, micro_step: int = 0) -> Tensor:
         """The summed negative log-likelihood of the labels in nats, a scalar in fp32.
@@ -95,7 +99,7 @@ class EncoderDecoder(Architecture):
         Both are padded on the right: sources with `<pad>`, labels with -100, which does not count. The decoder reads
         the labels shifted by one (`shifted_right`). step, micro_step: the seeds of LayerDrop's draws.
         """
-        real_BS, seeds = is_real(source_ids_BS, self.config.pad_token_id), (step, micro_step)
+        real_BS, seeds = is_real(source_ids_BS, self.config.source_pad_token_id), (step, micro_step)
         source_BSH = self.encode(source_ids_BS, real_BS, *seeds)
         hidden_BTH = self.decode(self.shifted_right(labels_BT), source_BSH, real_BS, *seeds)
         weight, vocabulary = self.embed_tokens.weight, self.config.vocab_size
@@ -105,7 +109,7 @@ class EncoderDecoder(Architecture):
 
     def logits(self, source_ids_BS: Tensor, decoder_ids_BT: Tensor) -> Tensor:
         """The logits after each id that the decoder reads, (B, T, V). The first id of a target is `</s>`."""
-        real_BS = is_real(source_ids_BS, self.config.pad_token_id)
+        real_BS = is_real(source_ids_BS, self.config.source_pad_token_id)
         hidden_BTH = self.decode(decoder_ids_BT, self.encode(source_ids_BS, real_BS), real_BS)
         return F.linear(hidden_BTH, self.embed_tokens.weight[: self.config.vocab_size])
 

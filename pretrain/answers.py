@@ -1,4 +1,8 @@
-"""How models answer the items of a benchmark: a language model chooses among texts or writes one."""
+"""How models answer the items of a benchmark: a language model chooses among texts or writes one.
+
+A causal model continues the prompt. An encoder-decoder reads the prompt as its source, and its answer is the target and
+an end, as it learned them.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,7 +16,7 @@ from torch import Tensor
 from data.common.errors import UserError
 from model.loss import IGNORE_INDEX
 from pretrain.bits_per_byte import TOKENS_AT_ONCE, context_length, ends_of_text
-from pretrain.hf_folder import load_causal_lm, load_tokenizer
+from pretrain.hf_folder import load_language_model, load_tokenizer
 from pretrain.load import best_device
 from pretrain.tasks.figures import Answers
 from pretrain.tasks.task import ChoiceTask, WritingTask
@@ -39,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model of transformers, of any kind, and its tokenizer."""
+    """A language model of transformers, causal of any kind or an encoder-decoder, and its tokenizer."""
 
     name: str
     model: Any
@@ -48,10 +52,15 @@ class LanguageModel:
     begin: list[int]
     """The tokens that begin a text."""
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it is an encoder-decoder."""
+        return self.model.config.is_encoder_decoder
+
 
 def open_language_model(folder: Path) -> LanguageModel:
-    """Raises UserError if the folder is not that of a causal language model with its tokenizer."""
-    tokenizer, model = load_tokenizer(folder), load_causal_lm(folder, best_device())
+    """Raises UserError if the folder is not that of a language model with its tokenizer."""
+    tokenizer, model = load_tokenizer(folder), load_language_model(folder, best_device())
     length = context_length(model.config.get_text_config(), tokenizer)
     return LanguageModel(str(folder), model, tokenizer, length, ends_of_text(tokenizer)[0])
 
@@ -81,29 +90,39 @@ def target_scores(
     """The score in nats of each target after each prompt.
 
     Every token of every target is scored, so that a target may be the beginning of another. A prompt that does not fit
-    the context with the longest target loses its beginning. Raises UserError if the context does not hold a target.
+    the context with the longest target loses its beginning, and a source its end, as in training. Raises UserError if
+    the context does not hold a target.
     """
-    pairs = encode_pairs(model.tokenizer, [(prompt, target) for prompt in prompts for target in targets])
-    sequences = []
-    for start in range(0, len(pairs), len(targets)):
-        of_prompt = pairs[start : start + len(targets)]
-        new_tokens = max(len(target) for _, target in of_prompt)  # every target follows the same tokens
-        sequences += [(shortened(prompt, new_tokens, model), target) for prompt, target in of_prompt]
-    scores = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda index: sum(map(len, sequences[index])), reverse=True)
-    while order:
-        longest = sum(map(len, sequences[order[0]]))
-        size = max(TOKENS_AT_ONCE // longest, 1)
-        batch, order = order[:size], order[size:]
-        for index, summed in zip(batch, _log_likelihoods(model, [sequences[index] for index in batch]), strict=True):
-            scores[index] = summed if scoring == "sum" else summed / len(sequences[index][1])
-            advance()
+    pairs = [(prompt, target) for prompt in prompts for target in targets]
+    encoded = _encode_sources(model, pairs) if model.has_encoder else _encode_prompts(model, pairs, len(targets))
+    scores = log_likelihoods(model, encoded, advance)
+    if scoring == "mean":
+        scores = [score / len(target) for score, (_, target) in zip(scores, encoded, strict=True)]
     return [scores[start : start + len(targets)] for start in range(0, len(scores), len(targets))]
 
 
+def log_likelihoods(
+    model: LanguageModel, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[], None] = lambda: None
+) -> list[float]:
+    """The summed log-likelihood in nats of the target in each pair of a prompt's, or a source's, and a target's tokens.
+
+    Each pair fits the context.
+    """
+    scores = [0.0] * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])), reverse=True)
+    of_batch = _of_encoder_decoder if model.has_encoder else _of_causal_model
+    while order:
+        size = max(TOKENS_AT_ONCE // sum(map(len, pairs[order[0]])), 1)
+        batch, order = order[:size], order[size:]
+        for index, score in zip(batch, of_batch(model, [pairs[index] for index in batch]), strict=True):
+            scores[index] = score
+            advance()
+    return scores
+
+
 @torch.no_grad()
-def _log_likelihoods(model: LanguageModel, sequences: list[tuple[list[int], list[int]]]) -> list[float]:
-    """The summed log-likelihood of the target in each pair of a prompt's and its target's tokens.
+def _of_causal_model(model: LanguageModel, sequences: list[tuple[list[int], list[int]]]) -> list[float]:
+    """The log-likelihoods of one batch.
 
     Rows are padded on the right, where causal attention does not see it. Letters: B rows, T tokens, K the last of them,
     for which alone logits are computed.
@@ -116,14 +135,33 @@ def _log_likelihoods(model: LanguageModel, sequences: list[tuple[list[int], list
         inputs_BT[row, : len(ids) - 1], mask_BT[row, : len(ids) - 1] = ids[:-1], 1
         targets_BT[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
     kept = length - min(len(prompt) - 1 for prompt, _ in sequences)
-    logits_BKV = last_logits(model.model, inputs_BT, mask_BT, kept)
-    nats_BK = torch.nn.functional.cross_entropy(
-        logits_BKV.float().transpose(1, 2),
-        targets_BT[:, -kept:].to(logits_BKV.device),
+    return _summed(last_logits(model.model, inputs_BT, mask_BT, kept), targets_BT[:, -kept:])
+
+
+@torch.no_grad()
+def _of_encoder_decoder(model: LanguageModel, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+    """The log-likelihoods of one batch. Letters: B rows, S tokens of the source, T of the target."""
+    sources_BS = torch.zeros(len(pairs), max(len(source) for source, _ in pairs), dtype=torch.int64)
+    inputs_BT = torch.zeros(len(pairs), max(len(target) for _, target in pairs), dtype=torch.int64)
+    mask_BS, targets_BT = torch.zeros_like(sources_BS), torch.full_like(inputs_BT, IGNORE_INDEX)
+    for row, (source, target) in enumerate(pairs):
+        sources_BS[row, : len(source)], mask_BS[row, : len(source)] = torch.tensor(source), 1
+        inputs_BT[row, : len(target)] = torch.tensor([model.model.config.decoder_start_token_id, *target[:-1]])
+        targets_BT[row, : len(target)] = torch.tensor(target)
+    arguments = {"input_ids": sources_BS, "attention_mask": mask_BS, "decoder_input_ids": inputs_BT}
+    arguments = {name: tensor.to(model.model.device) for name, tensor in arguments.items()}
+    return _summed(model.model(**arguments, use_cache=False).logits, targets_BT)
+
+
+def _summed(logits_BTV: Tensor, targets_BT: Tensor) -> list[float]:
+    """The summed log-likelihood of the targets of each row that count."""
+    nats_BT = torch.nn.functional.cross_entropy(
+        logits_BTV.float().transpose(1, 2),
+        targets_BT.to(logits_BTV.device),
         ignore_index=IGNORE_INDEX,
         reduction="none",
     )
-    return (-nats_BK.double().sum(1)).tolist()
+    return (-nats_BT.double().sum(1)).tolist()
 
 
 def last_logits(model: Any, inputs_BT: Tensor, mask_BT: Tensor, kept: int) -> Tensor:
@@ -153,6 +191,28 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple
         )
         for prompt, both, (_, target) in zip(before, together, pairs, strict=True)
     ]
+
+
+def _encode_prompts(
+    model: LanguageModel, pairs: Sequence[tuple[str, str]], targets: int
+) -> list[tuple[list[int], list[int]]]:
+    """As `encode_pairs`, with prompts that leave room for any target. Each prompt stands in `targets` pairs."""
+    encoded, shorter = encode_pairs(model.tokenizer, pairs), []
+    for start in range(0, len(encoded), targets):
+        of_prompt = encoded[start : start + targets]
+        new_tokens = max(len(target) for _, target in of_prompt)  # every target follows the same tokens
+        shorter += [(shortened(prompt, new_tokens, model), target) for prompt, target in of_prompt]
+    return shorter
+
+
+def _encode_sources(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """The tokens of each prompt, without what the context does not hold of its end, and of its target and its end."""
+    sources = model.tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    targets = model.tokenizer([target for _, target in pairs], add_special_tokens=False)["input_ids"]
+    if (longest := max(map(len, targets)) + 1) > model.context_length:
+        raise UserError(f"{model.name}: an answer has {longest} tokens; the model holds {model.context_length}")
+    end = model.tokenizer.eos_token_id
+    return [(source[: model.context_length], [*target, end]) for source, target in zip(sources, targets, strict=True)]
 
 
 def shortened(prompt: list[int], new_tokens: int, model: LanguageModel) -> list[int]:

@@ -10,7 +10,7 @@ from data.shards.records import read_records
 from pretrain.answers import Answer, Scoring, choose, open_language_model, write
 from pretrain.classifiers import TEXTS, TOKENS, find_entities, find_labels
 from pretrain.export.card import add_scores
-from pretrain.hf_folder import SEQUENCE_TO_SEQUENCE
+from pretrain.hf_folder import WITH_BERT
 from pretrain.tasks import TASKS
 from pretrain.tasks.figures import LEVEL, interval
 from pretrain.tasks.task import ChoiceTask, SpanTask, Task, WritingTask
@@ -62,13 +62,16 @@ def answer(folder: Path, task: Task, scoring: Scoring) -> list[Answer]:
     if isinstance(task, ChoiceTask) and kind == TEXTS:
         with progress(title, items) as advance:
             return find_labels(folder, task, advance)
-    if isinstance(task, SpanTask) or kind in (TOKENS, TEXTS, SEQUENCE_TO_SEQUENCE):
-        raise UserError(f"{folder}: is a {kind}, which cannot do {task.name}; see docs/benchmarking.md")
+    refusal = UserError(f"{folder}: is a {kind}, which cannot do {task.name}; see docs/benchmarking.md")
+    if isinstance(task, SpanTask) or kind in (TOKENS, TEXTS, WITH_BERT):
+        raise refusal
     model = open_language_model(folder)
     if isinstance(task, ChoiceTask):
         with progress(title, items * len(task.choices())) as advance:
             return choose(model, task, scoring, advance)
     assert isinstance(task, WritingTask)
+    if model.has_encoder:
+        raise refusal
     with progress(title, items) as advance:
         return write(model, task, advance)
 

@@ -33,7 +33,7 @@ from model.architecture import Architecture
 from pretrain.held_out import rank
 from pretrain.objectives.objective import Objective
 from pretrain.optimizer import optimizer_record
-from pretrain.recipe import ObjectiveSection, Recipe, given_weights
+from pretrain.recipe import ObjectiveSection, Recipe, given_folders
 from pretrain.tensor_file import Layout, Piece, all_finite, read_fragments, read_share, remove_share, write_tensors
 
 NAME = re.compile(r"step-(\d{7,})")
@@ -306,7 +306,7 @@ def identity(recipe: Recipe, objective: Objective) -> dict[str, dict[str, Any]]:
         "data": objective.identity(),
         "objective": {"kind": recipe.objective.kind},
         "optimizer": {"kind": optimizer_record(recipe)},
-        "given": {"weights": given_weights(recipe)},
+        "given": given_folders(recipe),
     }
 
 
@@ -333,8 +333,10 @@ def check_state(checkpoint: Path | None, state: dict[str, Any], recipe: Recipe, 
     shape = {field.name: field.default for field in dataclasses.fields(objective.config)}
     defaults = {"objective": {"kind": ObjectiveSection().kind}, "model": shape}
     del now["model"]["gradient_checkpointing"]  # it changes how the same numbers are computed
-    if not recipe.model.weights or "given" not in state:  # none are asked for, or the record is older than this key
+    if "given" not in state:  # the record is older than this key
         del now["given"]
+    else:  # what is not asked for may be anything
+        now["given"] = {key: folder for key, folder in now["given"].items() if folder}
     if recipe.data.allow_other:
         now["data"] = {key: value for key, value in now["data"].items() if key not in CONTENT}
     for section, values in now.items():

@@ -12,7 +12,8 @@ from torch import Tensor
 from data.common.files import UserError
 from data.text.bpe import END_OF_WORD
 from model.architecture import Architecture
-from pretrain.hf_folder import CAUSAL, SEQUENCE_TO_SEQUENCE, check_hf, load_tokenizer, read_hf
+from pretrain.encoder_folder import read_shape
+from pretrain.hf_folder import CAUSAL, SEQUENCE_TO_SEQUENCE, WITH_BERT, check_hf, load_tokenizer, read_hf
 from pretrain.load import best_device, load_decoder, load_encoder_decoder, load_run
 
 STANDARD_INPUT = "-"
@@ -109,11 +110,15 @@ def generate(
     for prompt in prompts:
         if not prompt.text.strip():
             raise UserError(f"{prompt.place} is empty; write the first words of a text")
-    tokenizer_folder, context_length, has_encoder, load = _open(folder, step)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer_folder, context_length, has_encoder, load, encoder_folder = _open(folder, step)
+    tokenizer = reader = load_tokenizer(tokenizer_folder)
+    read_as: dict[str, Any] = {}
+    if encoder_folder:  # as in training
+        reader = load_tokenizer(encoder_folder)
+        read_as = {"add_special_tokens": False, "split_special_tokens": True, "return_token_type_ids": False}
     # New tokens follow the last token of every prompt of a batch. An encoder counts positions from the first.
-    tokenizer.padding_side = "right" if has_encoder else "left"
-    lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts], verbose=False)["input_ids"]]
+    reader.padding_side = "right" if has_encoder else "left"
+    lengths = [len(ids) for ids in reader([prompt.text for prompt in prompts], verbose=False, **read_as)["input_ids"]]
     for prompt, length in zip(prompts, lengths, strict=True):
         if length >= context_length + has_encoder:
             raise UserError(f"{prompt.place} has {length} tokens; the model holds {context_length}")
@@ -121,7 +126,8 @@ def generate(
     model, texts = load(device), []
     torch.manual_seed(decoding.seed)
     for batch in _batches(lengths, batch_size, context_length - (0 if has_encoder else decoding.max_new_tokens)):
-        encoded = tokenizer([prompts[index].text for index in batch], padding=True, return_tensors="pt").to(device)
+        texts_of_batch = [prompts[index].text for index in batch]
+        encoded = reader(texts_of_batch, padding=True, return_tensors="pt", **read_as).to(device)
         options = decoding.options(context_length - (0 if has_encoder else encoded["input_ids"].shape[1]))
         streamer = Words(tokenizer, show) if len(batch) == 1 and decoding.beams == 1 else None
         output = model.generate(**encoded, **options, streamer=streamer)
@@ -181,11 +187,21 @@ def _batches(lengths: list[int], size: int, room: int) -> Iterator[range]:
         start = stop
 
 
-def _open(folder: Path, step: str) -> tuple[Path, int, bool, Callable[[torch.device], Any]]:
-    """The folder of the tokenizer, the context's length, whether it has an encoder, and what loads transformers' model.
+class Opened(NamedTuple):
+    """A model to generate with."""
 
-    The context is that of a prompt with its continuation, or of each of the encoder and the decoder.
-    """
+    tokenizer: Path
+    """Folder of the tokenizer of what is written, and of the prompt unless the encoder has one of its own."""
+    context_length: int
+    """Of a prompt with its continuation, or of each of the encoder and the decoder."""
+    has_encoder: bool
+    load: Callable[[torch.device], Any]
+    """Loads the model as transformers has it."""
+    encoder: Path | None = None
+    """Folder of the tokenizer of an encoder that has one of its own."""
+
+
+def _open(folder: Path, step: str) -> Opened:
     if (folder / "recipe.toml").is_file():
         recipe, checkpoints, _ = load_run(folder, step)
         length, has_encoder = recipe.trained_positions(), recipe.has_encoder()
@@ -195,15 +211,21 @@ def _open(folder: Path, step: str) -> tuple[Path, int, bool, Callable[[torch.dev
             model = load_own(folder, recipe, checkpoints).with_positions(length)
             return _in_transformers(model).to(device).eval()
 
-        return folder / "tokenizer", length, has_encoder, load
+        if recipe.model.encoder:
+            length = min(length, read_shape(folder / "encoder")["max_position_embeddings"])
+            return Opened(folder / "tokenizer", length, has_encoder, load, folder / "encoder")
+        return Opened(folder / "tokenizer", length, has_encoder, load)
     if step:
         raise UserError(f"{folder}: is not a run, so it has no --step to choose")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: neither a run (no recipe.toml) nor an exported folder (no config.json)")
-    config = check_hf(folder, "biogpt", "blenderbot")
+    config = check_hf(folder, "biogpt", "blenderbot", "encoder-decoder")
+    if config["model_type"] == "encoder-decoder":
+        length = min(config[side]["max_position_embeddings"] for side in ("encoder", "decoder"))
+        return Opened(folder, length, True, lambda device: read_hf(folder, device, WITH_BERT), folder / "encoder")
     has_encoder = config["model_type"] == "blenderbot"
     length, name = config.get("max_position_embeddings", POSITIONS), SEQUENCE_TO_SEQUENCE if has_encoder else CAUSAL
-    return folder, length, has_encoder, lambda device: read_hf(folder, device, name)
+    return Opened(folder, length, has_encoder, lambda device: read_hf(folder, device, name))
 
 
 def _in_transformers(model: Architecture) -> Any:

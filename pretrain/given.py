@@ -32,6 +32,17 @@ BLENDERBOT = {
 """Keys of transformers' BlenderbotConfig -> what BioGptConfig calls the same."""
 
 
+ENCODER_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""The files that the tokenizer of a BERT may have."""
+
+
 class Given(NamedTuple):
     """A model that exists already."""
 
@@ -63,7 +74,14 @@ def _shape(path: Path, values: Any) -> dict[str, int]:
 
 
 def biogpt_keys(config: Any) -> Any:
-    """The content of a `config.json` with the keys of BioGptConfig, also if it is a Blenderbot's."""
+    """The content of a `config.json` with the keys of BioGptConfig, also if it is a Blenderbot's, or holds one's."""
+    if isinstance(config, dict) and config.get("model_type") == "encoder-decoder":
+        config = config.get("decoder")
     if not isinstance(config, dict) or config.get("model_type") != "blenderbot":
         return config
     return {BLENDERBOT.get(key, key): value for key, value in config.items()}
+
+
+def encoder_files(folder: Path) -> list[str]:
+    """The configuration and the tokenizer's files of a folder with an encoder: what a run and an export hold of it."""
+    return [name for name in ("config.json", *ENCODER_TOKENIZER) if (folder / name).is_file()]

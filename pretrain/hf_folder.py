@@ -18,7 +18,10 @@ from pretrain.weights import WEIGHT_FILES
 
 CAUSAL = "BioGptForCausalLM"
 SEQUENCE_TO_SEQUENCE = "BlenderbotForConditionalGeneration"
-"""transformers' classes of our decoder, and of our encoder and decoder."""
+WITH_BERT = "EncoderDecoderModel"
+"""transformers' classes of our decoder, of our encoder and decoder, and of BERT's encoder and our decoder."""
+KINDS = {SEQUENCE_TO_SEQUENCE: "blenderbot", WITH_BERT: "encoder-decoder"}
+"""transformers' class -> its `model_type`, if that is not "biogpt"."""
 
 
 def load_hf(folder: Path, device: torch.device, name: str = CAUSAL) -> Any:
@@ -26,7 +29,7 @@ def load_hf(folder: Path, device: torch.device, name: str = CAUSAL) -> Any:
 
     Raises UserError as `check_hf` does.
     """
-    check_hf(folder, "blenderbot" if name == SEQUENCE_TO_SEQUENCE else "biogpt")
+    check_hf(folder, KINDS.get(name, "biogpt"))
     return read_hf(folder, device, name)
 
 
@@ -38,7 +41,7 @@ def check_hf(folder: Path, *kinds: str) -> dict[str, Any]:
     _verify(folder)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") not in kinds:
-        named = {"biogpt": "BioGPT", "blenderbot": "Blenderbot"}
+        named = {"biogpt": "BioGPT", "blenderbot": "Blenderbot", "encoder-decoder": "EncoderDecoderModel"}
         raise UserError(f"{folder}: its config.json is not a {' or '.join(named[kind] for kind in kinds)}'s")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHT_FILES)})")
@@ -60,21 +63,31 @@ def load_causal_lm(folder: Path, device: torch.device) -> Any:
     Code that comes with the model is not run. Raises UserError if the folder is damaged, is not a causal language
     model's or lacks weights.
     """
-    from transformers import AutoModelForCausalLM
+    model = load_language_model(folder, device)
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{folder}: is an encoder and a decoder, not a causal language model")
+    return model
+
+
+def load_language_model(folder: Path, device: torch.device) -> Any:
+    """As `load_causal_lm`, or an encoder-decoder if the folder holds one."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     _silence_transformers()
     _verify(folder)
-    read_json(folder / "config.json")
+    config, what = read_json(folder / "config.json"), "causal language model"
+    kind: Any = AutoModelForCausalLM
+    if isinstance(config, dict) and config.get("is_encoder_decoder"):
+        kind, what = AutoModelForSeq2SeqLM, "encoder-decoder"
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: transformers loads no causal language model from it ({_one_line(error)})") from None
-    model, report = loaded
+        raise UserError(f"{folder}: transformers loads no {what} from it ({_one_line(error)})") from None
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{folder}: lacks weights of a causal language model ({missing}); is it one for another task?")
+        raise UserError(f"{folder}: lacks weights of a {what} ({missing}); is it one for another task?")
     return model.to(device).eval()
 
 
@@ -126,7 +139,8 @@ def hf_logits(model: Any, inputs_BT: Tensor) -> Tensor:
 
 def hf_target_logits(model: Any, source_ids_BS: Tensor, labels_BT: Tensor) -> Tensor:
     """Logits (B, T, V) of transformers' encoder-decoder for these labels, which it shifts itself."""
-    real_BS = is_real(source_ids_BS, model.config.pad_token_id)
+    of_source = model.config.encoder if model.config.model_type == KINDS[WITH_BERT] else model.config
+    real_BS = is_real(source_ids_BS, of_source.pad_token_id)
     return model(source_ids_BS, attention_mask=real_BS.long(), labels=labels_BT).logits
 
 

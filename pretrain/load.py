@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from data.common.files import UserError, read_json
 from model.architecture import Architecture
+from model.bert_generation import BertEncoderDecoder
 from model.decoder import Decoder
 from model.encoder_decoder import EncoderDecoder
 from pretrain.checkpoint import (
@@ -19,6 +20,7 @@ from pretrain.checkpoint import (
     read_model,
     read_state,
 )
+from pretrain.encoder_folder import with_encoder
 from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 
@@ -57,7 +59,11 @@ def load_model(checkpoints: list[Path], objective: Objective, device: torch.devi
 
 def load_encoder_decoder(run: Path, recipe: Recipe, checkpoints: list[Path]) -> EncoderDecoder:
     """The encoder and decoder of a run's checkpoints, in fp32, as `load_run` chose them, without the run's data."""
-    model = EncoderDecoder(recipe.encoder_decoder_config(_vocabulary(run)))
+    config = recipe.encoder_decoder_config(_vocabulary(run))
+    if recipe.model.encoder:
+        model = BertEncoderDecoder(with_encoder(config, run / "encoder"))
+    else:
+        model = EncoderDecoder(config)
     fill_model(checkpoints, model)
     return model
 

@@ -73,6 +73,9 @@ class ModelSection(Section):
     """Start a new run from the weights of an HF folder, a .safetensors file, a pytorch_model.bin or a fairseq
     checkpoint. A run on records starts from an HF folder or a run, and takes its shape and its tokenizer too. An
     encoder and a decoder may both start from a causal decoder; the cross attention is drawn then."""
+    encoder: Name | None = None
+    """Folder of a BERT or a BertGenerationEncoder of transformers, for objective.kind = "source_target": the encoder,
+    with its own tokenizer for the source. The keys above are then the decoder's."""
 
 
 def _check_folders(given: Any) -> Any:
@@ -346,7 +349,7 @@ class Recipe(Section):
         return {name: weight / sum(given.values()) for name, weight in given.items()}
 
     def _shape(self) -> dict[str, Any]:
-        other = {"preset", "weights", "num_encoder_layers", "share_layers"}
+        other = {"preset", "weights", "num_encoder_layers", "share_layers", "encoder"}
         given = self.model.model_dump(exclude=other, exclude_none=True)
         return PRESETS[self.model.preset] | given
 
@@ -404,6 +407,12 @@ def _record_mistakes(recipe: Recipe) -> Iterator[str]:
         for key in ("num_encoder_layers", "share_layers"):
             if getattr(model, key) != getattr(defaults.model, key):
                 yield f"model.{key}: {kind} has no encoder; remove it"
+    if model.encoder:
+        if recipe.objective.kind != "source_target":
+            yield f"model.encoder: {kind} does not use it; remove it"
+        for key in ("num_encoder_layers", "share_layers"):
+            if getattr(model, key) != getattr(defaults.model, key):
+                yield f"model.{key}: the folder model.encoder decides the encoder's layers; remove it"
     if not recipe.on_records():
         for key in (key for key, value in {**needed, "data.tokenizer": data.tokenizer}.items() if value is not None):
             yield f"{key}: {kind} does not use it; remove it, or choose an objective that learns from records"
@@ -438,7 +447,7 @@ def _with_given_shape(recipe: Recipe) -> Recipe:
             f'model.weights = {recipe.model.weights}: is an encoder and a decoder; objective.kind = "'
             f'{recipe.objective.kind}" trains a causal decoder'
         )
-    if ENCODER_LAYERS in shape and recipe.model.num_encoder_layers is None:
+    if ENCODER_LAYERS in shape and recipe.model.num_encoder_layers is None and not recipe.model.encoder:
         missing.append(ENCODER_LAYERS)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={key: shape[key] for key in missing})})
 
@@ -540,6 +549,7 @@ PATHS = (
     ("train", "run"),
     ("deepspeed", "config"),
     ("model", "weights"),
+    ("model", "encoder"),
 )
 """The settings that name files or folders of this machine: section, key."""
 
@@ -558,6 +568,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         tomli_w.dump(settings, stream)
 
 
-def given_weights(recipe: Recipe) -> str | None:
-    """The absolute path of the weights that a new run starts from, or None if they are drawn."""
-    return str(Path(recipe.model.weights).resolve()) if recipe.model.weights else None
+def given_folders(recipe: Recipe) -> dict[str, str | None]:
+    """The absolute paths of the weights that a new run starts from, or None if they are drawn, and of an encoder."""
+    given = {"weights": recipe.model.weights, **({"encoder": recipe.model.encoder} if recipe.model.encoder else {})}
+    return {key: str(Path(path).resolve()) if path else None for key, path in given.items()}

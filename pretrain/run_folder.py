@@ -5,6 +5,7 @@ from typing import Any
 
 from data.common.files import MANIFEST, UserError, read_json, whole_file, write_json
 from data.text.ids import tokenizer_files
+from pretrain.given import encoder_files
 from pretrain.recipe import load_recipe
 
 VERSION = 1
@@ -17,6 +18,7 @@ NAMES = {
     "checkpoints",
     "latest",
     "tokenizer",
+    "encoder",
     "training-data.json",
     "stop",
 }
@@ -53,17 +55,24 @@ def _is_run(folder: Path, names: set[str]) -> bool:
     return isinstance(manifest, dict) and manifest.get("kind") == "run"
 
 
-def begin_run_folder(folder: Path, record: dict[str, Any], tokenizer: Path) -> None:
+def begin_run_folder(folder: Path, record: dict[str, Any], tokenizer: Path, encoder: Path | None = None) -> None:
     """Make the folder of a new run, its manifest first, and copy the tokenizer's files into it.
 
-    record: further entries of the manifest. Files that exist already are not written again.
+    record: further entries of the manifest; encoder: folder of an encoder, whose `encoder_files` are copied too. Files
+    that exist already are not written again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).is_file():
         write_run_manifest(folder, record)
-    (folder / "tokenizer").mkdir(exist_ok=True)
-    for name in tokenizer_files(tokenizer):
-        source, target = tokenizer / name, folder / "tokenizer" / name
+    _copy(tokenizer, tokenizer_files(tokenizer), folder / "tokenizer")
+    if encoder:
+        _copy(encoder, encoder_files(encoder), folder / "encoder")
+
+
+def _copy(given: Path, names: list[str], own: Path) -> None:
+    own.mkdir(exist_ok=True)
+    for name in names:
+        source, target = given / name, own / name
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             with whole_file(target) as stream:  # without its mode: the shards may be read-only
                 stream.write(source.read_bytes())

@@ -133,8 +133,10 @@ def build(recipe: Recipe, device: torch.device, lease: Lease | None = None) -> R
     model = objective.build_model()
     if resumed:
         read_model(resumed, model)
-    elif recipe.model.weights:
-        objective.load_weights(model, Path(recipe.model.weights))
+    else:
+        objective.load_encoder(model)
+        if recipe.model.weights:
+            objective.load_weights(model, Path(recipe.model.weights))
     engine, optimizer = engines.build_engine(recipe, model, ranks)
     fault = on_rank_0(space_fault, folder, optimizer.numbers, ranks)
     if fault:
@@ -174,7 +176,7 @@ def begin(recipe: Recipe, objective: Objective, step: int) -> None:
     folder = Path(recipe.train.run)
     warn_of_rate_change(recipe, folder, step)
     with disk_full_named(folder, str(folder)):
-        begin_run_folder(folder, identity(recipe, objective), objective.tokenizer)
+        begin_run_folder(folder, identity(recipe, objective), objective.tokenizer, objective.encoder)
         write_json(folder / training_data.FILE, training_data.stages_of_run(folder, recipe, objective))
         write_recipe(recipe, folder / "recipe.toml")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from model.architecture import Architecture
@@ -46,21 +46,27 @@ def load_weights(model: Architecture, path: Path, tokenizer: Path) -> None:
         raise UserError(
             f"{path}: {wrong[0][0]} has {wrong[0][1]} rows, but the shards' vocabulary has {model.config.vocab_size}"
         )
+    heads = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(CLASSIFIERS)}
+    fill(model, path, given, heads | converted, "choose the model.preset and shape of these weights")
+
+
+def fill(model: nn.Module, path: Path, given: dict[str, Tensor], converted: dict[str, Tensor], hint: str) -> None:
+    """Fill a model with the weights `given` in `path`, which are `converted` to its names.
+
+    Raises UserError that names a weight that is not finite; or that is missing, unknown or of another shape, with a
+    hint.
+    """
     for name, tensor in given.items():
         if not all_finite(tensor):
             raise UserError(f"{path}: {name} holds numbers that are not finite; these weights cannot be trained on")
     wanted = model.state_dict()
-    converted = {name: tensor for name, tensor in wanted.items() if name.startswith(CLASSIFIERS)} | converted
     for name in [*wanted, *converted]:
         if name not in converted or name not in wanted:
             what = "is missing" if name in wanted else "is not part of the model"
-            raise UserError(f"{path}: {name} {what}; choose the model.preset and shape of these weights")
+            raise UserError(f"{path}: {name} {what}; {hint}")
         found, expected = tuple(converted[name].shape), tuple(wanted[name].shape)
         if found != expected:
-            raise UserError(
-                f"{path}: {name} is of shape {found}, this model's of {expected}; choose the model.preset and shape of"
-                " these weights"
-            )
+            raise UserError(f"{path}: {name} is of shape {found}, this model's of {expected}; {hint}")
     model.load_state_dict(converted)
 
 
@@ -79,7 +85,8 @@ def check_config(folder: Path, ours: dict[str, Any]) -> None:
     given = biogpt_keys(read_json(path)) if path.is_file() else {}
     ours = biogpt_keys(ours)
     same_head = "id2label" in ours and given.get("architectures") == ours["architectures"]
-    for key in ("num_attention_heads", "hidden_act", "scale_embedding", *(["id2label"] if same_head else [])):
+    keys = ("num_attention_heads", "encoder_attention_heads", "hidden_act", "scale_embedding")
+    for key in (*keys, *(["id2label"] if same_head else [])):
         if key in given and given[key] != ours.get(key):
             raise UserError(
                 f"{path}: {key} = {given[key]}, this model's is {ours.get(key)}; choose that of these weights"

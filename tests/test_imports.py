@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DATA = {"data.common", "data.archive", "data.text", "data.corpus", "data.shards"}
+DATA = {"data.common", "data.archive", "data.text", "data.corpus", "data.shards", "data.images"}
 ALLOWED = {
     "data.common": set(),
     "data.archive": {"data.common"},
     "data.text": {"data.common"},
     "data.corpus": {"data.common", "data.archive"},
     "data.shards": {"data.common", "data.corpus", "data.text"},
+    "data.images": {"data.common", "data.text"},
     "model": set(),
     "pretrain": {"model", *DATA},
     "launch": {"pretrain", "model", *DATA},

@@ -19,9 +19,6 @@ from data.common.hashing import mix64
 from data.text.bpe import END_OF_WORD
 from data.text.ids import EOS_ID, UNK_ID
 
-MASK, PREFIX, SUFFIX, MIDDLE = range(4)
-"""The reserved ids that are used, by their numbers: `<reserved_0>` is the mask."""
-
 
 def draws_of(seed: int, number: int) -> np.random.RandomState:
     """The draws of a block. RandomState's stream is frozen; Generator's may change."""

@@ -24,7 +24,7 @@ PADDINGS = 8
 which `train.compile` compiles anew, and little padding."""
 PIECES = str | list
 """The type of a value that `encode_pieces` encodes."""
-KINDS = {
+KINDS: dict[type | UnionType, str] = {
     str: "a text",
     list: "a list",
     int: "a number",
@@ -149,11 +149,16 @@ class Records:
     """The encoded records of a file, by their places in it."""
 
     def __init__(
-        self, encoded: Sequence[Encoded], context_length: int, ignore_index: int, label_width: int | None = None
+        self,
+        encoded: Sequence[Encoded],
+        context_length: int,
+        ignore_index: int,
+        label_width: int | None = None,
+        pad_id: int = PAD_ID,
     ) -> None:
-        """label_width: how many labels each record has; None means as many as each has, padded."""
+        """label_width: how many labels each record has; None means as many as each has, padded. pad_id: of the ids."""
         self._encoded, self._context_length, self._ignore_index = encoded, context_length, ignore_index
-        self._label_width = label_width
+        self._label_width, self._pad_id = label_width, pad_id
         self.tokens = np.array([len(each.ids) for each in encoded])
         """How many ids each record has."""
         self.counted = np.array([int((each.labels != ignore_index).sum()) for each in encoded])
@@ -170,13 +175,13 @@ class Records:
     def batch(self, places: Sequence[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (rows, S) int64 and labels (rows, T or `label_width`) of records, padded on the right.
 
-        S and T are those of the longest record, rounded up (`PADDINGS`). Padded ids are `<pad>` and padded labels do
+        S and T are those of the longest record, rounded up (`PADDINGS`). Padded ids are `pad_id` and padded labels do
         not count; so are the rows after those of `places`.
         """
         chosen = [self._encoded[place] for place in places]
         length = self._padded(max((len(each.ids) for each in chosen), default=1))
         width = self._label_width or self._padded(max((len(each.labels) for each in chosen), default=1))
-        ids = np.full((rows, length), PAD_ID, np.int64)
+        ids = np.full((rows, length), self._pad_id, np.int64)
         labels = np.full((rows, width), self._ignore_index, self._encoded[0].labels.dtype)
         for row, each in enumerate(chosen):
             ids[row, : len(each.ids)] = each.ids

@@ -62,9 +62,28 @@ print(model(**source, labels=labels).loss.item(), "nats a token")
 
 Pass `labels` alone: the model shifts them itself. With `decoder_input_ids` that equal the labels, it would see what it
 is to predict."""
+WRITES_WITH_BERT = """\
+In the folder of this card, this writes a target for a source. The source has a tokenizer of its own, in the folder
+`encoder`, and is read without special tokens:
+
+```python
+from transformers import AutoTokenizer, EncoderDecoderModel
+
+name = "."  # or the model's name on the Hub
+of_source = AutoTokenizer.from_pretrained(name, subfolder="encoder")
+of_target = AutoTokenizer.from_pretrained(name)
+model = EncoderDecoderModel.from_pretrained(name)
+source = of_source("Aspirin inhibits the aggregation of platelets.", add_special_tokens=False, return_tensors="pt")
+output = model.generate(source["input_ids"], attention_mask=source["attention_mask"], max_new_tokens=20)
+print(of_target.decode(output[0], skip_special_tokens=True))
+```
+
+In training, pass `labels` alone: the model shifts them itself. With `decoder_input_ids` that equal the labels, it would
+see what it is to predict."""
 USES = {
     "BioGptForCausalLM": ("text-generation", CONTINUES),
     "BlenderbotForConditionalGeneration": ("text-generation", WRITES),
+    "EncoderDecoderModel": ("text-generation", WRITES_WITH_BERT),
     "BioGptForTokenClassification": ("token-classification", CLASSIFIES.replace("{what}", "the tokens of a text")),
     "BioGptForSequenceClassification": ("text-classification", CLASSIFIES.replace("{what}", "a text")),
 }

@@ -15,6 +15,7 @@ from pretrain import training_data
 from pretrain.checkpoint import step_of
 from pretrain.export.card import model_card
 from pretrain.export.proof import prove
+from pretrain.given import encoder_files
 from pretrain.load import best_device, load_model, load_run
 from pretrain.objectives.kinds import make_objective
 from pretrain.record import read_record
@@ -55,7 +56,7 @@ def export(
     model = model.with_positions(recipe.trained_positions())
 
     def fill(folder: Path) -> dict[str, Any]:
-        write_hf_files(folder, model, run / "tokenizer", DTYPES[dtype])
+        write_hf_files(folder, model, run / "tokenizer", DTYPES[dtype], objective.encoder)
         recorded = state if len(checkpoints) == 1 else None
         checks = prove(folder, model, objective, recipe, recorded, DTYPES[dtype])
         averaged = {"averaged_steps": list(map(step_of, checkpoints))} if len(checkpoints) > 1 else {}
@@ -76,8 +77,17 @@ def export(
     return make_folder(out, "hf", request, fill)
 
 
-def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json, generation_config.json, the weights in this dtype and the tokenizer's files."""
+def write_hf_files(
+    folder: Path,
+    model: Architecture,
+    tokenizer: Path,
+    dtype: torch.dtype = torch.float32,
+    encoder: Path | None = None,
+) -> None:
+    """Write config.json, generation_config.json, the weights in this dtype and the tokenizer's files.
+
+    encoder: folder of an encoder, whose configuration and tokenizer go into the folder `encoder`.
+    """
     config = model.config
     hf_config = model.hf_config()
     write_json(folder / "config.json", hf_config | {"dtype": str(dtype).removeprefix("torch.")})
@@ -90,6 +100,10 @@ def write_hf_files(folder: Path, model: Architecture, tokenizer: Path, dtype: to
         path.chmod(0o644)  # safetensors makes it readable for the owner only
     for name in tokenizer_files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
+    if encoder:
+        (folder / "encoder").mkdir()
+        for name in encoder_files(encoder):
+            shutil.copyfile(encoder / name, folder / "encoder" / name)
     tokenizer_config = read_json(tokenizer / "tokenizer_config.json")
     # transformers 4 would also give the model token_type_ids, which BioGPT does not take.
     added = {"model_max_length": config.max_position_embeddings, "model_input_names": ["input_ids", "attention_mask"]}

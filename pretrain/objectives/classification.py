@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.common.errors import UserError
-from data.shards.records import Encoded, Record, encode_texts, encode_with_offsets, read_records
+from data.shards.records import Encoded, Keys, Record, encode_texts, encode_with_offsets, read_records
 from data.text.ids import EOS_ID, PAD_ID
 from data.text.spans import Offsets, Span, fault_of, find_spans, tag_tokens, tags_of
 from model.architecture import Architecture
@@ -143,7 +143,7 @@ class TokenClassification(Classification):
     Exact spans are scored.
     """
 
-    keys: ClassVar[dict[str, type]] = {"text": str, "spans": list}
+    keys: ClassVar[Keys] = {"text": str, "spans": list}
     head = TokenClassifier
 
     def find_classes(self, train: list[Record]) -> tuple[Problem, list[str]]:
@@ -217,7 +217,7 @@ class SequenceClassification(Classification):
     A text that is longer than the context is cut at its end.
     """
 
-    keys: ClassVar[dict[str, type]] = {"text": str}
+    keys: ClassVar[Keys] = {"text": str}
     head = SequenceClassifier
 
     def find_classes(self, train: list[Record]) -> tuple[Problem, list[str]]:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from data.shards.noise import MASK, infill
+from data.shards.noise import infill
 from data.text.ids import EOS_ID
+from data.text.reserved import MASK
 from pretrain.objectives.encoder_decoder import TrainsEncoderDecoder
 from pretrain.objectives.noised_blocks import NoisedBlocks
 

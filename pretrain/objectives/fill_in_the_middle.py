@@ -4,7 +4,8 @@ import copy
 
 import numpy as np
 
-from data.shards.noise import MIDDLE, PREFIX, SUFFIX, fill_in_the_middle
+from data.shards.noise import fill_in_the_middle
+from data.text.reserved import MIDDLE, PREFIX, SUFFIX
 from pretrain.held_out import HeldOut
 from pretrain.objectives.next_token import HeldOutBlocks
 from pretrain.objectives.noised_blocks import HeldOutNoisedBlocks, NoisedBlocks

@@ -1,5 +1,6 @@
 """The objectives by the names that recipes give them."""
 
+from pretrain.objectives.bert_source import BertSource
 from pretrain.objectives.classification import SequenceClassification, TokenClassification
 from pretrain.objectives.denoising import Denoising
 from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
@@ -22,4 +23,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 def make_objective(recipe: Recipe) -> Objective:
     """The objective of a recipe. Raises UserError if the recipe does not fit the data."""
-    return OBJECTIVES[recipe.objective.kind](recipe)
+    return BertSource(recipe) if recipe.model.encoder else OBJECTIVES[recipe.objective.kind](recipe)

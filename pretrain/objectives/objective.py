@@ -39,6 +39,9 @@ class Objective(ABC):
     tokenizer: Path
     """Folder of the tokenizer that made the data; the run and its export get a copy."""
 
+    encoder: Path | None = None
+    """Folder of an encoder with a tokenizer of its own; the run and its export get copies of its configuration."""
+
     @abstractmethod
     def __init__(self, recipe: Recipe) -> None:
         """Raises UserError if the recipe does not fit the data."""
@@ -81,6 +84,9 @@ class Objective(ABC):
     @abstractmethod
     def load_weights(self, model: Architecture, path: Path) -> None:
         """Load the weights that a new run starts with. Raises UserError that names what does not fit."""
+
+    def load_encoder(self, model: Architecture) -> None:  # noqa: B027  (most have none)
+        """Load the weights of `encoder`, with which a new run starts. Raises UserError that names what does not fit."""
 
     @abstractmethod
     def batch(self, numbers: range) -> Batch:

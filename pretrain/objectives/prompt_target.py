@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.common.files import UserError
-from data.shards.records import Encoded, Record, encode_texts
+from data.shards.records import Encoded, Keys, Record, encode_texts
 from data.text.ids import EOS_ID
 from model.architecture import Architecture
 from model.decoder import Decoder
@@ -26,7 +26,7 @@ class PromptTarget(RecordObjective):
     so a prompt has the same ids at generation.
     """
 
-    keys: ClassVar[dict[str, type]] = {"prompt": str, "target": str}
+    keys: ClassVar[Keys] = {"prompt": str, "target": str}
 
     def encode(self, records: list[Record]) -> list[Encoded]:
         """As `RecordObjective.encode`. Of a record that is too long, the beginning of the prompt is left out."""

@@ -10,6 +10,7 @@ import numpy as np
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.mixture import MixedOrder
 from data.shards.records import Encoded, Keys, Record, Records, read_records
+from data.text.ids import PAD_ID
 from model.architecture import Architecture
 from model.config import DecoderConfig
 from model.loss import IGNORE_INDEX
@@ -31,6 +32,8 @@ class RecordObjective(Objective):
     """The keys that each record must have, and the type of their values."""
     label_width: int | None = None
     """How many labels each record has; None means as many as each has."""
+    pad_id: int = PAD_ID
+    """What pads the ids that the model reads."""
     config: DecoderConfig
 
     def __init__(self, recipe: Recipe) -> None:
@@ -81,7 +84,7 @@ class RecordObjective(Objective):
         return self._records[called]
 
     def _as_records(self, encoded: list[Encoded]) -> Records:
-        return Records(encoded, self._recipe.context_length(), IGNORE_INDEX, self.label_width)
+        return Records(encoded, self._recipe.context_length(), IGNORE_INDEX, self.label_width, self.pad_id)
 
     def check(self) -> None:
         """As `Objective.check`."""

@@ -23,8 +23,7 @@ class SourceTarget(TrainsEncoderDecoder, RecordObjective):
 
     def encode(self, records: list[Record]) -> list[Encoded]:
         """As `RecordObjective.encode`. Of a source that is too long, the end is left out."""
-        sources = encode_pieces(self.tokenizer, records, "source")
-        targets = encode_pieces(self.tokenizer, records, "target")
+        sources, targets = self.sources(records), encode_pieces(self.tokenizer, records, "target")
         length, encoded = self._recipe.context_length(), []
         for record, source, target in zip(records, sources, targets, strict=True):
             if len(target) >= length:
@@ -32,10 +31,13 @@ class SourceTarget(TrainsEncoderDecoder, RecordObjective):
                     f"{record.place}: the target has {len(target)} tokens, too many for train.context_length ="
                     f" {length}; shorten it"
                 )
-            kept = source[: length - 1]
-            ids, labels = np.concatenate([[EOS_ID], kept]), np.concatenate([target, [EOS_ID]])
-            encoded.append(Encoded(ids, labels, cut=len(kept) < len(source)))
+            labels = np.concatenate([target, [EOS_ID]])
+            encoded.append(Encoded(source[:length], labels, cut=length < len(source)))
         return encoded
+
+    def sources(self, records: list[Record]) -> list[np.ndarray]:
+        """What the encoder reads of each record, of any length."""
+        return [np.concatenate([[EOS_ID], ids]) for ids in encode_pieces(self.tokenizer, records, "source")]
 
     def sizes(self, records: Records) -> np.ndarray:
         """As `RecordObjective.sizes`: the tokens of the sources and of the targets."""

@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import DecoderConfig
+from model.blenderbot import hf_config as blenderbot_config
+from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder, is_dropped
+from model.encoder_decoder import EncoderDecoder
 from model.hf import hf_config
-from model.loss import linear_cross_entropy
+from model.loss import IGNORE_INDEX, linear_cross_entropy
 from tests.bench.machine import cores, cpuinfo, machine, processor
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -78,10 +80,19 @@ class Contender:
     precision: str = "bf16"
     compiled: bool = False
     changes: dict[str, Any] = field(default_factory=lambda: dict(NO_DROPOUT))
+    sequence_to_sequence: bool = False
+    """With an encoder of half the layers and a decoder of the other half."""
 
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens of a step, without padding."""
+        if self.sequence_to_sequence:
+            return self.micro_batch_size * sum(map(sum, self.lengths())) // 4
         return self.micro_batch_size * self.shape["max_position_embeddings"]
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """Of the sources and the targets of four rows, in tokens: a title from an abstract, padded to the longest."""
+        longest = self.shape["max_position_embeddings"]
+        return [(longest * share // 8, longest * share // 32) for share in (8, 7, 6, 5)]
 
 
 def make_step(contender: Contender) -> Step:
@@ -93,6 +104,8 @@ def make_step(contender: Contender) -> Step:
     length = config.max_position_embeddings
     if "loss" in contender.kind:
         return loss_step(contender, config)
+    if contender.sequence_to_sequence:
+        return sequence_to_sequence_step(contender)
     model: nn.Module
     if contender.kind == "ours":
         model = Decoder(config).to(device, dtype)
@@ -116,6 +129,45 @@ def make_step(contender: Contender) -> Step:
             loss = model(ids, ids.roll(-1, 1), step=number) / ids.numel()
         else:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def sequence_to_sequence_step(contender: Contender) -> Step:
+    """Build an encoder and a decoder, and the optimizer."""
+    half = contender.shape["num_hidden_layers"] // 2
+    shape = contender.shape | {"num_hidden_layers": half, "num_encoder_layers": half}
+    config = EncoderDecoderConfig(**shape, **contender.changes)
+    device, dtype = torch.device(contender.device), PRECISIONS[contender.precision]
+    model: nn.Module
+    if contender.kind == "ours":
+        model = EncoderDecoder(config)
+    else:
+        from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration
+
+        their_config: Any = BlenderbotConfig(**blenderbot_config(config))
+        model = BlenderbotForConditionalGeneration._from_config(their_config, attn_implementation="sdpa")
+    model.to(device, dtype).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step(number: int, micro_batch_size: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        longest = contender.lengths()[0]
+        source, labels = (
+            torch.randint(4, config.vocab_size, (micro_batch_size, n), generator=generator) for n in longest
+        )
+        for row in range(micro_batch_size):
+            of_source, of_target = contender.lengths()[row % 4]
+            source[row, of_source:], labels[row, of_target:] = config.pad_token_id, IGNORE_INDEX
+        source, labels = source.to(device), labels.to(device)
+        if contender.kind == "ours":
+            loss = model(source, labels, step=number) / (labels != IGNORE_INDEX).sum()
+        else:
+            mask = (source != config.pad_token_id).long()
+            loss = model(input_ids=source, attention_mask=mask, labels=labels, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -259,9 +311,13 @@ def cpu_rows(precision: str, rounds: int) -> list[Row]:
     layerdrop = replace(ours, changes=NO_DROPOUT | fair_layerdrop(CPU_SHAPE, "cpu", rounds))
     plain = race({"ours": ours, "theirs": theirs, "layerdrop": layerdrop, **modes}, rounds)
     dropped = race({"ours": replace(ours, changes=DROPOUT), "theirs": replace(theirs, changes=DROPOUT)}, rounds)
+    both_sides = replace(ours, sequence_to_sequence=True)
+    sides = race({"ours": both_sides, "theirs": replace(both_sides, kind="transformers")}, rounds)
     losses = race({"ours": replace(ours, kind="our loss"), "theirs": replace(ours, kind="plain loss")}, rounds)
     step = "CPU step, 12 layers x 768, context 512, micro-batch 4, vocabulary 42,384, dropout 0"
     hf = "transformers' `BioGptForCausalLM`, sdpa, same AdamW"
+    blenderbot = "transformers' `BlenderbotForConditionalGeneration`, sdpa, same AdamW"
+    sides_step = "CPU step, encoder and decoder of 6 layers x 768, sources to 512 tokens, targets to 128, micro-batch 4"
 
     def row(what: str, against: str, measured: str, least: str = "") -> Row:
         return Row(what, against, precision, measured, least if precision == "bf16" else "")
@@ -276,6 +332,8 @@ def cpu_rows(precision: str, rounds: int) -> list[Row]:
         row("the same, peak memory", hf, memories(dropped["ours"], dropped["theirs"]), "0.6x"),
         row("CPU step, layerdrop 0.2", "layerdrop 0", speeds(plain["layerdrop"].mean, plain["ours"].mean), "1.15x"),
         *(row(f"CPU step, recomputation {mode}", "none", both(plain[mode], plain["ours"])) for mode in modes),
+        row(sides_step, blenderbot, speeds(sides["ours"].fastest, sides["theirs"].fastest), "1.0x"),
+        row("the same, peak memory", blenderbot, memories(sides["ours"], sides["theirs"]), "0.85x"),
         row(
             "head and loss alone, forward and backward",
             "torch's cross entropy in fp32",

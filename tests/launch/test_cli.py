@@ -28,6 +28,7 @@ COMMANDS = (
     "shards",
     "records",
     "plan",
+    "images",
     "train",
     "checkpoints",
     "report",

@@ -13,19 +13,17 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BlenderbotConfig,
 from data.common.files import UserError, read_manifest
 from data.shards.order import EpochOrder
 from model.loss import IGNORE_INDEX
-from pretrain.benchmark import answer
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.export.folder import export
 from pretrain.generate import Decoding, Prompt, generate
+from pretrain.hf_folder import load_causal_lm
 from pretrain.inference import evaluate_folder
 from pretrain.load import load_decoder, load_run
 from pretrain.objectives.kinds import make_objective
 from pretrain.objectives.source_target import SourceTarget
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
-from pretrain.tasks.pubmedqa import PubMedQA
 from tests.pretrain.runs import metrics, zero_3_settings
-from tests.pretrain.tasks.invented import write_pubmedqa
 from tests.pretrain.test_objective import plain_losses
 from tests.pretrain.tuning import prompts_and_targets, tuning, tuning_case, write_records
 from tests.ranks import Ranks
@@ -358,11 +356,10 @@ def test_an_encoder_is_refused_where_a_causal_decoder_is_needed(
         load_recipe(*tuning(records, exported, tmp_path / "run"))
     with pytest.raises(UserError, match="its model is not a causal language model; it has an encoder"):
         load_decoder(tuned, *load_run(tuned)[:2])
+    with pytest.raises(UserError, match="is an encoder and a decoder, not a causal language model"):
+        load_causal_lm(exported, torch.device("cpu"))
     with pytest.raises(UserError, match=r"its config.json is not a BioGPT's"):
         evaluate_folder(exported, exported, "test")
-    write_pubmedqa(tmp_path / "pubmedqa")
-    with pytest.raises(UserError, match="is a BlenderbotForConditionalGeneration, which cannot do PubMedQA"):
-        answer(exported, PubMedQA(tmp_path / "pubmedqa", "test"), "sum")
     altered = tmp_path / "altered"
     shutil.copytree(exported, altered, ignore=shutil.ignore_patterns("manifest.json"))
     weights = load_file(altered / "model.safetensors")
@@ -378,3 +375,11 @@ def test_the_held_out_loss_of_a_run_is_evaluated(tuned: Path) -> None:
     found = evaluate_folder(tuned, None, "validation")
     assert found["loss"] == pytest.approx(metrics(tuned, "validation/loss")[8], abs=1e-5)
     assert json.loads((tuned / "manifest.json").read_text())["model"]["num_encoder_layers"] == 1
+
+
+@pytest.mark.parametrize("start", ["model.weights", "data.tokenizer"])
+def test_the_bundled_recipe_divides_over_ranks(start: str, hf: Path) -> None:
+    recipe = load_recipe("seq2seq-title", ["data.records=records", f"{start}={hf}", "train.context_length=64"])
+    assert recipe.encoder_decoder_config(496).num_encoder_layers == recipe.encoder_decoder_config(496).num_hidden_layers
+    for ranks in (1, 2, 4, 8):
+        assert recipe.gradient_accumulation_steps(ranks) * ranks * recipe.train.micro_batch_size == 64

@@ -1,0 +1,127 @@
+"""Whether one encoder-decoder learns questions about pictures among other tasks. `python -m tests.bench.images`.
+
+It makes pictures, records and a tokenizer, trains, exports, and asks every question of the test split, whose
+combinations training never showed. Finished steps in `--out` are kept.
+"""
+
+import argparse
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.archive.sample import write_sample
+from data.corpus.build import make_corpus
+from data.images.draw import COLOURS, QUARTERS, SHAPES, SIZES, Thing, draw, draws_of
+from data.images.instructions import CHOICES, caption
+from data.shards.records import PIECES, Record, encode_pieces, encode_texts, read_records
+from data.text.ids import EOS_ID
+from data.text.reserved import IMAGE_CODES, RESERVED_NUMBERS
+from data.text.train import train_tokenizer
+from pretrain.answers import log_likelihoods, open_language_model
+from pretrain.export.folder import export
+from pretrain.images import load_quantizer, make_images
+from pretrain.prefix_tree import search
+from pretrain.recipe import load_recipe
+from pretrain.train import train
+from tests.bench.machine import machine
+
+PICTURES = 8_192
+CAPTIONED = 16  # pictures whose captions are searched; there are 512 captions of one thing
+BEAMS = (1, 4, 16)
+
+
+def make_inputs(out: Path) -> None:
+    """images/, and a tokenizer/ whose corpus has the words of the records."""
+    make_images(out / "images", PICTURES, seed=0)
+    lines = [json.loads(line) for line in (out / "images" / "train.jsonl").read_text().splitlines()]
+    values = [value for line in lines for value in (line["source"][0], line["target"])]
+    texts = sorted({value for value in values if isinstance(value, str)})
+    (out / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
+    write_sample(out / "raw", citations=400)
+    make_corpus([out / "raw", out / "texts.txt"], out / "corpus", 0.05, 0.05, workers=1)
+    train_tokenizer(out / "corpus", out / "tokenizer", 1_000, 1, workers=1, reserve=RESERVED_NUMBERS)
+
+
+def learn(out: Path) -> None:
+    """run/ and its export hf/."""
+    given = [f"data.records={out / 'images'}", f"data.tokenizer={out / 'tokenizer'}", f"train.run={out / 'run'}"]
+    train(load_recipe("many-tasks", given))
+    export(out / "run", out / "hf")
+
+
+def accuracy(out: Path, blank: bool) -> dict[str, float]:
+    """The share of right answers for each form of question. blank: all pictures are replaced by one without things."""
+    model, found = open_language_model(out / "hf"), {}
+    empty = load_quantizer(out / "images").encode(blank_picture())[0].tolist()
+    questions = read_records(out / "images" / "test.jsonl", {"task": str, "source": PIECES, "target": PIECES})
+    for form, choices in CHOICES.items():
+        asked = [record for record in questions if record.fields["task"] == form]
+        if blank:
+            asked = [with_codes(record, empty) for record in asked]
+        sources = [[EOS_ID, *ids.tolist()] for ids in encode_pieces(out / "tokenizer", asked, "source")]
+        answers = [[*ids.tolist(), EOS_ID] for ids in encode_texts(out / "tokenizer", choices)]
+        scores = log_likelihoods(model, [(source, answer) for source in sources for answer in answers])
+        rows = [scores[start : start + len(choices)] for start in range(0, len(scores), len(choices))]
+        chosen = [choices[row.index(max(row))] for row in rows]
+        right = [record.fields["target"] for record in asked]
+        found[form] = sum(a == b for a, b in zip(chosen, right, strict=True)) / len(right)
+    return found
+
+
+def misses(out: Path) -> dict[int, int]:
+    """Beams -> how often beam search over all captions of one thing misses the likeliest, for `CAPTIONED` pictures."""
+    model, tokenizer = open_language_model(out / "hf"), out / "tokenizer"
+    names = itertools.product(SHAPES, COLOURS, QUARTERS, SIZES)
+    captions = [caption([Thing(*name, left=0, top=0)]) for name in names]
+    answers = [[*ids.tolist(), EOS_ID] for ids in encode_texts(tokenizer, captions)]
+    pictures = read_records(out / "images" / "test.jsonl", {"task": str, "source": PIECES, "target": PIECES})
+    chosen = [record for record in pictures if record.fields["target"] in captions][:CAPTIONED]
+    sources = [[EOS_ID, *ids.tolist()] for ids in encode_pieces(tokenizer, chosen, "source")]
+    scores = log_likelihoods(model, [(source, answer) for source in sources for answer in answers])
+    best = torch.tensor(scores).view(len(sources), -1).argmax(1).tolist()
+    ids_BS = torch.tensor(sources)  # all captions have the same instruction, and all pictures as many codes
+    found = {beams: search(model.model, ids_BS, torch.ones_like(ids_BS), answers, beams) for beams in BEAMS}
+    return {beams: sum(a != b for a, b in zip(numbers, best, strict=True)) for beams, numbers in found.items()}
+
+
+def blank_picture() -> Tensor:
+    """A picture without things, (1, 3, S, S)."""
+    return torch.from_numpy(draw([], draws_of("noise", "test", 0, seed=1)))[None]
+
+
+def with_codes(record: Record, codes: list[int]) -> Record:
+    """The record with another picture."""
+    source = [record.fields["source"][0], *(IMAGE_CODES[code] for code in codes)]
+    return Record(record.place, record.fields | {"source": source})
+
+
+def majority(out: Path) -> dict[str, float]:
+    """The share of the most frequent answer of the training split to each form of question."""
+    lines = [json.loads(line) for line in (out / "images" / "train.jsonl").read_text().splitlines()]
+    counts = {form: Counter(line["target"] for line in lines if line["task"] == form) for form in CHOICES}
+    return {form: max(each.values()) / each.total() for form, each in counts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("images-bench"))
+    out = parser.parse_args().out
+    out.mkdir(exist_ok=True)
+    make_inputs(out)
+    learn(out)
+    rows = {"model": accuracy(out, blank=False), "blank picture": accuracy(out, blank=True), "majority": majority(out)}
+    print(f"{machine()}\n\n| {' | '.join(['accuracy', *CHOICES])} |\n|---|{'---|' * len(CHOICES)}")
+    for name, found in rows.items():
+        print(f"| {name} | {' | '.join(f'{found[form]:.3f}' for form in CHOICES)} |")
+    found = misses(out)
+    print(f"\n| beams | captions of {CAPTIONED} that beam search misses |\n|---|---|")
+    for beams, count in found.items():
+        print(f"| {beams} | {count} |")
+
+
+if __name__ == "__main__":
+    main()
