@@ -59,13 +59,11 @@ class NextToken(Objective):
         """The blocks of a split of each folder of shards."""
         if split not in self._held_out:
             weights, length = self._recipe.data_weights(), self._recipe.context_length()
-            self._held_out[split] = {
-                source: held_out
-                for name, folder in self._folders.items()
-                for source, held_out in self.sources_of(
-                    name, held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
-                ).items()
-            }
+            sources: dict[str, HeldOut] = {}
+            for name, folder in self._folders.items():
+                blocks = held_out_blocks(folder, self._manifests[name], split, length, float(weights[name]))
+                sources |= self.sources_of(name, blocks)
+            self._held_out[split] = sources
         return self._held_out[split]
 
     def sources_of(self, name: str, blocks: "HeldOutBlocks") -> dict[str, HeldOut]:

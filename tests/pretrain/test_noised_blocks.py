@@ -58,8 +58,8 @@ def restored(document: list[int], before: int, after: int, middle: int) -> list[
 
 def test_a_block_to_fill_in_is_the_same_text_in_another_order(make: Make, reserved_shards: Path) -> None:
     """But for what is cut at its end. Half of the documents are rearranged."""
-    inputs, targets = make("fill_in_the_middle").batch(range(200))
-    plain_inputs, plain_targets = make("next_token").batch(range(200))
+    inputs, targets = make("fill_in_the_middle").batch(range(600))
+    plain_inputs, plain_targets = make("next_token").batch(range(600))
     sentinels = list(reserved_ids(reserved_shards / "tokenizer"))[1:4]
     assert inputs[:, 1:].equal(targets[:, :-1]) and inputs[:, 0].equal(plain_inputs[:, 0])
     whole, moved = 0, 0
@@ -83,7 +83,7 @@ def test_a_source_is_the_block_with_spans_of_words_masked(make: Make, reserved_s
         assert 1 not in source[:length] and mask in source  # padding on the right
         # As characters: a mask is any tokens of one document.
         pattern = "".join("[^\x02]*" if each == mask else re.escape(chr(each)) for each in source[1:length])
-        assert re.fullmatch(pattern, "".join(map(chr, text)), re.DOTALL)
+        assert re.fullmatch(pattern, "".join(map(chr, text)))
         masked += len(text) - (length - 1 - source.count(mask))
     assert masked / plain[:, :-1].numel() == pytest.approx(0.3, abs=0.02)
 
@@ -102,7 +102,7 @@ def test_batches_are_functions_of_seed_and_number(kind: str, make: Make) -> None
     inputs, targets = make("next_token").batch(range(1))
     objective = make(kind)
     again = [objective.with_noise((inputs, targets), range(number, number + 1), 1, False) for number in range(20)]
-    assert len({str([tensor.tolist() for tensor in pair]) for pair in again}) > 10
+    assert len({str([tensor.tolist() for tensor in pair]) for pair in again}) > 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
