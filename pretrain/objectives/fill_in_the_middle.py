@@ -42,5 +42,7 @@ class FillInTheMiddle(NoisedBlocks):
     def describe(self) -> tuple[str, dict[str, str]]:
         """As `Objective.describe`."""
         kind, figures = super().describe()
-        rearranged = f"{self._recipe.objective.fim_rate:.0%}: <reserved_1> prefix <reserved_2> suffix <reserved_3> middle"
+        rearranged = (
+            f"{self._recipe.objective.fim_rate:.0%}: <reserved_1> prefix <reserved_2> suffix <reserved_3> middle"
+        )
         return kind, {**figures, "documents rearranged to fill in the middle": rearranged}
