@@ -28,8 +28,6 @@ class SourceTarget(RecordObjective):
     """
 
     keys: ClassVar[dict[str, type]] = {"source": str, "target": str}
-    hf_name: ClassVar[str] = SEQUENCE_TO_SEQUENCE
-    """The model's class in transformers."""
 
     def encode(self, records: list[Record]) -> list[Encoded]:
         """As `RecordObjective.encode`. Of a source that is too long, the end is left out."""
@@ -77,7 +75,7 @@ class SourceTarget(RecordObjective):
 
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
-        model = load_hf(folder, device, self.hf_name)
+        model = load_hf(folder, device, SEQUENCE_TO_SEQUENCE)
         return Exported(
             lambda source, labels: hf_target_logits(model, source, labels),
             hf_likelihood(model, hf_target_logits),
