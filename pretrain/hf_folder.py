@@ -1,5 +1,6 @@
 """An HF folder as transformers loads it: the model, its logits and its loss."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ def hf_target_logits(model: Any, source_ids_BS: Tensor, labels_BT: Tensor) -> Te
     """Logits (B, T, V) of transformers' encoder-decoder for these labels, which it shifts itself."""
     of_source = model.config.encoder if model.config.model_type == KINDS[WITH_BERT] else model.config
     real_BS = is_real(source_ids_BS, of_source.pad_token_id)
-    return model(source_ids_BS, attention_mask=real_BS.long(), labels=labels_BT).logits
+    with warnings.catch_warnings():  # EncoderDecoderModel warns of how its loss was computed before version 4.12
+        warnings.simplefilter("ignore", FutureWarning)
+        return model(source_ids_BS, attention_mask=real_BS.long(), labels=labels_BT).logits
 
 
 def hf_likelihood(

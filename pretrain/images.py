@@ -1,6 +1,5 @@
 """`biogpt images`: draw pictures, train the quantiser that turns them into codes, and write instruction records."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.common.files import make_folder, read_json, read_manifest, verify_files, write_json
+from data.common.files import make_folder, read_json, read_manifest, verify_files, write_json, write_json_lines
 from data.images.draw import SIDE, SPLITS, Split, draw, draws_of, make_scene
 from data.images.instructions import CHOICES, records_of
 from data.shards.records import PIECES, Record, encode_pieces, encode_texts, read_records
@@ -41,7 +40,7 @@ def make_images(out: Path, count: int, seed: int, steps: int = STEPS) -> dict[st
             drawn, mean = quantizer.decode(codes["validation"]), pictures["train"].float().mean(0)
         write_quantizer(folder / "quantizer", quantizer)
         for split in SPLITS:
-            (folder / f"{split}.jsonl").write_text("".join(_lines(split, numbers[split], codes[split], seed)))
+            write_json_lines(folder / f"{split}.jsonl", _records(split, numbers[split], codes[split], seed))
         return {
             "pictures": {split: len(each) for split, each in numbers.items()},
             "squared_error": _squared_error(drawn, pictures["validation"]),
@@ -114,12 +113,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _lines(split: Split, numbers: range, codes_NP: Tensor, seed: int) -> Iterator[str]:
-    """The lines of a split's file."""
+def _records(split: Split, numbers: range, codes_NP: Tensor, seed: int) -> Iterator[dict[str, Any]]:
+    """The records of a split."""
     for number, codes in zip(numbers, codes_NP.tolist(), strict=True):
         things, mask = make_scene(split, number, seed), draws_of("mask", split, number, seed)
-        for record in records_of(f"{split}-{number}", things, codes, mask):
-            yield json.dumps(record) + "\n"
+        yield from records_of(f"{split}-{number}", things, codes, mask)
 
 
 def _squared_error(drawn: Tensor, pictures: Tensor) -> float:

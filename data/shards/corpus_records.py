@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from data.common.files import (
     MANIFEST,
     UserError,
@@ -23,19 +21,18 @@ from data.common.files import (
     verify_files,
     write_json_lines,
 )
-from data.common.hashing import mix64
-from data.common.infilling import draw_spans
 from data.common.parquet import SPLITS, row_groups, split_files
 from data.common.workers import progress
 from data.corpus.schema import join_text
+from data.shards.noise import draw_spans, draws_of
 from data.text.reserved import MASK
 
 VERSION = 1
 """Of the rules of all tasks. Raise it when a rule changes."""
 LEAST_SOURCE, LEAST_TARGET = 20, 3
 """Words. Records with fewer are left out."""
-MASK_SALT = 24
-"""Of the draw of the spans from the PMID."""
+MASK_SHARE, SPAN_LENGTH, SEED = 0.3, 3.0, 24
+"""Of infilling: as the objective `denoising` masks blocks, but drawn from the PMID."""
 
 
 class Citation(NamedTuple):
@@ -204,14 +201,12 @@ def mask_words(text: str, pmid: int) -> list[str | int]:
     The pieces keep their spaces, so the text comes back if its masked words stand in the places of the masks.
     """
     words = [word.span() for word in re.finditer(r"\S+", text)]
-    seed = int(mix64(np.array([pmid]), salt=MASK_SALT)[0])
-    draw = np.random.RandomState([seed % 2**32, seed // 2**32])  # its stream is frozen
     pieces: list[str | int] = []
     begin = 0
-    for first, count in draw_spans(len(words), draw):
+    for first, last in draw_spans(len(words), MASK_SHARE, SPAN_LENGTH, draws_of(SEED, pmid)).tolist():
         start = words[first][0] if first < len(words) else len(text)
         pieces += [text[begin:start], MASK]
-        begin = words[first + count - 1][1] if count else start
+        begin = words[last - 1][1] if last > first else start
     return [piece for piece in [*pieces, text[begin:]] if piece != ""]
 
 

@@ -48,7 +48,7 @@ def infill(
     parts = []
     for text, end in _documents(tokens):
         edges = _edges(text, ends)
-        spans = _spans(len(edges) - 1, share, span_length, draws)
+        spans = draw_spans(len(edges) - 1, share, span_length, draws)
         begun = 0
         for first, last in edges[spans].tolist():
             parts += [text[begun:first], [mask_id]]
@@ -57,7 +57,7 @@ def infill(
     return np.concatenate(parts).astype(tokens.dtype)
 
 
-def _spans(words: int, share: float, span_length: float, draws: np.random.RandomState) -> np.ndarray:
+def draw_spans(words: int, share: float, span_length: float, draws: np.random.RandomState) -> np.ndarray:
     """The first and the last word (exclusive) of spans in a text of so many words, (spans, 2), from left to right.
 
     Spans do not overlap. All arrangements of these spans among the words that are kept are equally likely.

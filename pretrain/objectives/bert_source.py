@@ -15,7 +15,7 @@ from model.config import EncoderDecoderConfig
 from model.loss import IGNORE_INDEX
 from pretrain.encoder_folder import encode_sources, load_encoder, tokenizer_files, with_encoder
 from pretrain.held_out import Batch
-from pretrain.hf_folder import WITH_BERT
+from pretrain.hf_folder import WITH_BERT, hf_likelihood, hf_target_logits, load_hf
 from pretrain.objectives.objective import Exported
 from pretrain.objectives.source_target import SourceTarget
 from pretrain.recipe import Recipe
@@ -28,7 +28,6 @@ class BertSource(SourceTarget):
     """
 
     keys: ClassVar[Keys] = {"source": str, "target": PIECES}
-    hf_name = WITH_BERT
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -63,20 +62,24 @@ class BertSource(SourceTarget):
         return BertEncoderDecoder(self._shape)
 
     def outputs(self, model: Architecture, batch: Batch) -> Tensor:
-        """As `SourceTarget.outputs`, with 0 where no target counts: there transformers masks what the decoder reads."""
-        return super().outputs(model, batch).masked_fill((batch[1] == IGNORE_INDEX)[:, :, None], 0.0)
+        """As `SourceTarget.outputs`, where a target counts."""
+        return _where_counted(super().outputs(model, batch), batch[1])
 
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
-        exported = super().load_exported(folder, device)
-
-        def outputs(source_ids_BS: Tensor, labels_BT: Tensor) -> Tensor:
-            logits_BTV = exported.outputs(source_ids_BS, labels_BT)
-            return logits_BTV.masked_fill((labels_BT == IGNORE_INDEX)[:, :, None], 0.0)
-
-        return exported._replace(outputs=outputs)
+        model = load_hf(folder, device, WITH_BERT)
+        return Exported(
+            lambda source, labels: _where_counted(hf_target_logits(model, source, labels), labels),
+            hf_likelihood(model, hf_target_logits),
+            model,
+        )
 
     def load_encoder(self, model: Architecture) -> None:
         """As `Objective.load_encoder`."""
         assert isinstance(model, BertEncoderDecoder)
         load_encoder(model.encoder, self.encoder)
+
+
+def _where_counted(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Logits with 0 where no target counts: what the decoder reads there transformers masks, and nobody reads."""
+    return logits_BTV.masked_fill((labels_BT == IGNORE_INDEX)[:, :, None], 0.0)

@@ -1,7 +1,6 @@
 """What the objectives share that train an encoder and a decoder: the model, its logits and its export."""
 
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ class TrainsEncoderDecoder(Objective):
     """Its batches are ids of sources (B, S) and labels (B, T), as `EncoderDecoder` takes them."""
 
     _recipe: Recipe
-    hf_name: ClassVar[str] = SEQUENCE_TO_SEQUENCE
-    """The model's class in transformers."""
 
     def build_model(self) -> EncoderDecoder:
         """As `Objective.build_model`. The weights are a function of the seed, until the given ones are loaded."""
@@ -36,7 +33,7 @@ class TrainsEncoderDecoder(Objective):
 
     def load_exported(self, folder: Path, device: torch.device) -> Exported:
         """As `Objective.load_exported`."""
-        model = load_hf(folder, device, self.hf_name)
+        model = load_hf(folder, device, SEQUENCE_TO_SEQUENCE)
         return Exported(
             lambda source, labels: hf_target_logits(model, source, labels),
             hf_likelihood(model, hf_target_logits),

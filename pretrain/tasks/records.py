@@ -30,8 +30,8 @@ def write_records(task: str, kind: str, data: Path, out: Path) -> dict[str, Any]
 
 def as_record(item: Item, kind: str) -> dict[str, Any]:
     """An item as the objective `kind` reads it."""
-    if kind == "prompt_target":
-        return {"id": item.id, "prompt": item.prompt, "target": item.target}
+    if kind in ("prompt_target", "source_target"):
+        return {"id": item.id, kind.removesuffix("_target"): item.prompt, "target": item.target}
     spans = all(isinstance(answer, tuple) and len(answer) == 3 for answer in item.answers)
     if kind == "token_classification" and spans:
         keys = ("start", "end", "label")

@@ -48,7 +48,7 @@ def make_inputs(out: Path) -> None:
 def learn(out: Path) -> None:
     """run/ and its export hf/."""
     given = [f"data.records={out / 'images'}", f"data.tokenizer={out / 'tokenizer'}", f"train.run={out / 'run'}"]
-    train(load_recipe("many-tasks", given))
+    train(load_recipe("many-tasks", ["train.micro_batch_size=64", *given]))
     export(out / "run", out / "hf")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sacremoses import MosesTokenizer
 
-from data.shards.noise import _spans, draws_of, fill_in_the_middle, infill, word_ends
+from data.shards.noise import draw_spans, draws_of, fill_in_the_middle, infill, word_ends
 from data.text.ids import EOS_ID
 from data.text.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ def test_infilling_masks_whole_words_inside_documents() -> None:
 def test_spans_are_drawn_by_poisson_and_lie_anywhere() -> None:
     lengths, covered, documents_drawn = Counter[int](), np.zeros(400), 1_000
     for number in range(documents_drawn):
-        spans = _spans(400, 0.3, 3.0, draws_of(1, number))
+        spans = draw_spans(400, 0.3, 3.0, draws_of(1, number))
         assert (spans[1:, 0] >= spans[:-1, 1]).all() and spans[0, 0] >= 0 and spans[-1, 1] <= 400
         assert (spans[:, 1] - spans[:, 0]).sum() == 120
         lengths.update((spans[:, 1] - spans[:, 0]).tolist())
@@ -100,10 +100,10 @@ def test_spans_are_drawn_by_poisson_and_lie_anywhere() -> None:
 
 def test_short_texts_have_their_share_too() -> None:
     """Rounded at random: of one word it is masked in 30 % of the cases."""
-    masked = [_spans(1, 0.3, 3.0, draws_of(2, number)).tolist() for number in range(2_000)]
+    masked = [draw_spans(1, 0.3, 3.0, draws_of(2, number)).tolist() for number in range(2_000)]
     assert set(map(str, masked)) == {"[]", "[[0, 1]]"}
     assert masked.count([[0, 1]]) / len(masked) == pytest.approx(0.3, abs=0.03)
-    assert _spans(0, 0.99, 3.0, draws_of(2, 0)).shape == (0, 2)
+    assert draw_spans(0, 0.99, 3.0, draws_of(2, 0)).shape == (0, 2)
 
 
 def middle_of(text: list[int], rearranged: list[int]) -> tuple[int, int]:

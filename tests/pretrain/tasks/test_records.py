@@ -11,15 +11,16 @@ from pretrain.tasks.records import SPLITS, write_records
 from tests.pretrain.tasks.invented import WRITE, write_pubmedqa
 
 
-def test_relations_become_prompts_and_targets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["prompt", "source"])
+def test_relations_become_prompts_or_sources_and_targets(given: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     WRITE["bc5cdr-relations"](tmp_path / "data")
-    counts = write_records("bc5cdr-relations", "prompt_target", tmp_path / "data", tmp_path / "records")["counts"]
+    counts = write_records("bc5cdr-relations", f"{given}_target", tmp_path / "data", tmp_path / "records")["counts"]
     assert counts == {"train": 2, "validation": 2, "test": 2}
     lines = [json.loads(line) for line in (tmp_path / "records" / "validation.jsonl").read_text().splitlines()]
     assert lines[1] == {
         "id": "12",
-        "prompt": "kalitinib. it helps.",
+        given: "kalitinib. it helps.",
         "target": "the relation between kalitinib and itching exists.",
     }
 
