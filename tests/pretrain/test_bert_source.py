@@ -103,7 +103,7 @@ def test_losses_are_those_of_plain_torch(trained: Path, given: Path, tmp_path: P
     expected = plain_losses(load_recipe(*chosen(given, tmp_path / "run")), 2, Started)
     found = list(metrics(trained, "train/loss").values())
     print(f"differs by {max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e}")
-    assert found == pytest.approx(expected, rel=2e-6)
+    assert found == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0] - 0.1
 
 
@@ -200,8 +200,6 @@ def test_another_tokenizer_or_encoder_is_refused_at_a_resume(
     one_rank: Ranks, trained: Path, given: Path, tmp_path: Path
 ) -> None:
     recipe, settings = chosen(given, trained)
-    (tmp_path / "records").symlink_to(given / "records")
-    (tmp_path / "biogpt").symlink_to(given / "biogpt")
     save_bert(tmp_path / "bert")
     with pytest.raises(AssertionError, match="has given encoder"):
         one_rank.run(tuning_case, recipe, [*settings, f"model.encoder={tmp_path / 'bert'}"])
