@@ -74,7 +74,8 @@ class DecoderLayer(nn.Module):
     def _self_attention(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
         qkv_BTH3 = self._product(self.qkv_proj, self.self_attn_layer_norm, hidden_BTH)
         heads = (*hidden_BTH.shape[:2], 3, self.config.num_attention_heads, -1)
-        out_BTND = attend(*qkv_BTH3.view(heads).unbind(2), segments, self._attention_dropout())
+        query_BTND, key_BTND, value_BTND = qkv_BTH3.view(heads).unbind(2)
+        out_BTND = attend(query_BTND, key_BTND, value_BTND, segments, self._attention_dropout())
         return hidden_BTH + self._dropout(self.out_proj(out_BTND.flatten(2)))
 
     def _feed_forward(self, hidden_BTH: Tensor) -> Tensor:

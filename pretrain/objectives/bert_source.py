@@ -32,9 +32,9 @@ class BertSource(SourceTarget):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         given, own = Path(recipe.model.encoder or ""), Path(recipe.train.run) / "encoder"
-        self.encoder = own if own.is_dir() and not given.is_dir() else given
+        self.encoder = self._encoder = own if own.is_dir() and not given.is_dir() else given
         assert isinstance(self.config, EncoderDecoderConfig)
-        self._shape = self.config = with_encoder(self.config, self.encoder)
+        self._shape = self.config = with_encoder(self.config, self._encoder)
         self.pad_id, limit = self._shape.source_pad_token_id, self._shape.encoder["max_position_embeddings"]
         if recipe.context_length() > limit:
             raise UserError(
@@ -45,15 +45,15 @@ class BertSource(SourceTarget):
     def sources(self, records: list[Record]) -> list[np.ndarray]:
         """As `SourceTarget.sources`. Raises UserError if a source has no token."""
         texts = [record.fields["source"] for record in records]
-        found = encode_sources(self.encoder, texts, self._shape.encoder["vocab_size"])
+        found = encode_sources(self._encoder, texts, self._shape.encoder["vocab_size"])
         for record, ids in zip(records, found, strict=True):
             if not len(ids):
-                raise UserError(f"{record.place}: the source has no token by the tokenizer of {self.encoder}")
+                raise UserError(f"{record.place}: the source has no token by the tokenizer of {self._encoder}")
         return found
 
     def identity(self) -> dict[str, Any]:
         """As `Objective.identity`, with the tokenizer of the source."""
-        of_source = {name: sha256(self.encoder / name) for name in tokenizer_files(self.encoder)}
+        of_source = {name: sha256(self._encoder / name) for name in tokenizer_files(self._encoder)}
         return super().identity() | {"source_tokenizer": of_source}
 
     def build_model(self) -> BertEncoderDecoder:
@@ -77,7 +77,7 @@ class BertSource(SourceTarget):
     def load_encoder(self, model: Architecture) -> None:
         """As `Objective.load_encoder`."""
         assert isinstance(model, BertEncoderDecoder)
-        load_encoder(model.encoder, self.encoder)
+        load_encoder(model.encoder, self._encoder)
 
 
 def _where_counted(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def sequence_to_sequence_step(contender: Contender) -> Step:
 
         their_config: Any = BlenderbotConfig(**blenderbot_config(config))
         model = BlenderbotForConditionalGeneration._from_config(their_config, attn_implementation="sdpa")
-    model.to(device, dtype).train()
+    nn.Module.to(model, device, dtype).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(number: int, micro_batch_size: int) -> None:

@@ -161,7 +161,12 @@ def test_parameters_are_counted_once(share: bool) -> None:
 
 def test_operations_of_a_source_and_its_target_are_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by torch, for a source and a target of the same length, forward and backward."""
-    shape = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "max_position_embeddings": 64}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "max_position_embeddings": 64,
+    }
     model = small_encoder_decoder(vocab_size=4096, **shape)
     ids = torch.randint(4, 101, (2, 64))
     monkeypatch.setattr("model.attention.kernels", lambda _: [SDPBackend.MATH])  # torch counts no fused kernel of CPUs
@@ -184,7 +189,7 @@ def draws(seed: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_labels_alone_do_not_teach_to_copy() -> None:
     """Of labels that no source and no earlier label tells, nothing can be learned. `decoder_input_ids` that equal the
     labels, as in the recipe of BertGeneration's page, show the decoder what it is to predict."""
-    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 16}
+    shape: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 16}
     ours, copying = small_encoder_decoder(**shape), small_encoder_decoder(**shape)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (ours, copying)]
     losses = [0.0, 0.0]

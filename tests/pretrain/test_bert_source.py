@@ -119,7 +119,7 @@ def test_other_stages_give_the_same_losses(
 
 
 def test_the_export_gives_transformers_the_recorded_loss_by_the_tokenizers_in_it(trained: Path, exported: Path) -> None:
-    model = EncoderDecoderModel.from_pretrained(exported).eval()
+    model: Any = EncoderDecoderModel.from_pretrained(exported).eval()
     of_source = AutoTokenizer.from_pretrained(exported, subfolder="encoder")
     of_target = AutoTokenizer.from_pretrained(exported)
     total, count = 0.0, 0
@@ -150,7 +150,7 @@ def test_the_lines_of_the_card_run(
 
 
 def test_the_export_generates_the_same_with_its_cache_as_without(exported: Path) -> None:
-    model = EncoderDecoderModel.from_pretrained(exported)
+    model: Any = EncoderDecoderModel.from_pretrained(exported)
     of_source = AutoTokenizer.from_pretrained(exported / "encoder")
     texts = [record["source"] for record in sources_and_targets(1, 7)]
     options: dict[str, Any] = {"truncation": True, "max_length": 48, "padding": True, "return_tensors": "pt"}
@@ -164,7 +164,7 @@ def test_the_export_generates_the_same_with_its_cache_as_without(exported: Path)
 def test_biogpt_generate_writes_the_same_with_the_run_and_with_its_export(trained: Path, exported: Path) -> None:
     """As transformers does with the two tokenizers, one source at a time."""
     texts = ["Kalitinib causes fever. Which?", "Which [SEP] asthma", "?"]
-    model = EncoderDecoderModel.from_pretrained(exported)
+    model: Any = EncoderDecoderModel.from_pretrained(exported)
     of_source, of_target = (AutoTokenizer.from_pretrained(folder) for folder in (exported / "encoder", exported))
     expected = []
     for text in texts:

@@ -9,7 +9,7 @@ from transformers import BioGptConfig, BioGptForCausalLM, BlenderbotConfig, Blen
 from pretrain.prefix_tree import PrefixTree, search
 
 VOCABULARY, END = 24, 2
-SHAPE = {"vocab_size": VOCABULARY, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": END}
+SHAPE: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": END}
 
 
 def answers() -> list[list[int]]:
