@@ -79,10 +79,10 @@ def test_the_model_card_shows_the_curves_of_the_run_if_it_has_a_record(hf: Path,
 def test_an_edited_card_leaves_a_folder_usable(hf: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(hf, tmp_path / "hf")
     (folder / "README.md").write_text("# Mine\n")
-    check_hf(folder)
+    check_hf(folder, "biogpt")
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json: changed"):
-        check_hf(folder)
+        check_hf(folder, "biogpt")
 
 
 def test_a_tokenizer_longer_than_the_vocabulary_is_said_in_the_card(hf: Path, run: Path, tmp_path: Path) -> None:
