@@ -20,7 +20,9 @@ Average = Annotated[int, typer.Option(min=1, help="Use the mean of the weights o
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-fast, biogpt-large.")
+    ],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
     ] = None,
@@ -165,7 +167,9 @@ def images(
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-large.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A TOML file, or a bundled recipe: tiny, biogpt, biogpt-fast, biogpt-large.")
+    ],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the recipe.")
     ] = None,

@@ -218,6 +218,10 @@ class Bench:
             self.losses[point] = self.figures[point]["loss"]
             print(f"  {point.name}: {self.losses[point]:.4f}", flush=True)
 
+    def close(self) -> None:
+        """End the workers."""
+        self._executor.shutdown()
+
     def tune(self, arms: Iterable[str], steps: int, size: str) -> dict[str, Point]:
         """The best point of each arm in runs of so many steps. Its neighbours in the grid have been run too."""
         grids = {arm: set(first_grid(arm, steps, size)) for arm in arms}
@@ -280,6 +284,7 @@ def main() -> None:
     names = {f"{arm}, seed {point.seed}": point for arm, points in finals.items() for point in points[:1]}
     records = {name: read_record(given.out / "runs" / point.name) for name, point in names.items()}
     plot_curves(records, given.out / "curves.png")
+    bench.close()
 
 
 def tables(

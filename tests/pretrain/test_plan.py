@@ -43,7 +43,7 @@ def recipe_of(*more: str) -> Recipe:
     return load_recipe("tiny", [*SHAPE, *more])
 
 
-@pytest.mark.parametrize("name", ["tiny", "biogpt", "biogpt-large"])
+@pytest.mark.parametrize("name", ["tiny", "biogpt", "biogpt-fast", "biogpt-large"])
 def test_the_parameters_are_those_of_the_real_model(name: str) -> None:
     config = load_recipe(name).decoder_config(42_001)
     with torch.device("meta"):

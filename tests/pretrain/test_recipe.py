@@ -23,7 +23,9 @@ def test_layerdrop_draws_from_the_runs_seed() -> None:
     assert load_recipe("tiny", ["train.seed=9"]).decoder_config(8).layerdrop_seed == 9
 
 
-@pytest.mark.parametrize(("name", "most_ranks"), [("tiny", 2), ("biogpt", 32), ("biogpt-large", 64)])
+@pytest.mark.parametrize(
+    ("name", "most_ranks"), [("tiny", 2), ("biogpt", 32), ("biogpt-fast", 32), ("biogpt-large", 64)]
+)
 def test_bundled_recipes_divide_over_their_ranks(name: str, most_ranks: int) -> None:
     assert name in bundled_recipes()
     recipe = load_recipe(name)
