@@ -134,13 +134,14 @@ def check_losses(folder: Path) -> None:
     shards, record = folder / "shards", read_record(folder / "run")
     entropy = unigram_entropy(TokenStream(shards, read_manifest(shards, "shards"), "validation"))
     curves = {source: list(record.curve(f"validation/{source}loss").values()) for source in ("", "infilling/")}
+    curves = {source: losses for source, losses in curves.items() if losses}
     say("held-out loss, nats a token")
     for source, losses in curves.items():
-        if losses:
-            print(f"at step 0          {losses[0]:8.4f}  {source.strip('/')}".rstrip())
-            print(f"at the end         {losses[-1]:8.4f}  {source.strip('/')}".rstrip())
+        print(f"at step 0          {losses[0]:8.4f}  {source.strip('/')}".rstrip())
     print(f"unigram entropy    {entropy:8.4f}")
-    if any(losses[-1] >= entropy for losses in curves.values() if losses):
+    for source, losses in curves.items():
+        print(f"at the end         {losses[-1]:8.4f}  {source.strip('/')}".rstrip())
+    if any(losses[-1] >= entropy for losses in curves.values()):
         raise did_not_learn(folder)
 
 

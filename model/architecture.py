@@ -1,6 +1,6 @@
 """What every trained model offers to the engine, the checkpoints and the export. They know no model by name."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Architecture(nn.Module):
         """Weights by the names of transformers or fairseq -> a state dict by ours. Raises ValueError."""
         raise NotImplementedError
 
-    def with_positions(self, number: int) -> "Architecture":
+    def with_positions(self, number: int) -> Self:
         """A model of the first positions only: those after them were never trained. Itself if it has no more."""
         raise NotImplementedError
 

@@ -8,7 +8,6 @@ Letters in tensor names: B batch, S positions of the source, H hidden size, V vo
 """
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,6 +92,7 @@ class BertEncoderDecoder(EncoderDecoder):
 
     config: BertEncoderDecoderConfig
     encoder: BertGenerationEncoder
+    position_tables = ("decoder.embed_positions.weight",)  # the encoder's are those of its folder
 
     def __init__(self, config: BertEncoderDecoderConfig) -> None:
         super().__init__(config)
@@ -126,16 +126,6 @@ class BertEncoderDecoder(EncoderDecoder):
         kept = {name: tensor for name, tensor in own.items() if name.startswith((ENCODER, BETWEEN))}
         given = blenderbot.from_hf(tensors, own, self.config)
         return {name: tensor for name, tensor in given.items() if not name.startswith(ENCODER)} | kept
-
-    def with_positions(self, number: int) -> "BertEncoderDecoder":
-        """As `Architecture.with_positions`, of the decoder: the encoder's are those of its folder."""
-        if number >= self.config.max_position_embeddings:
-            return self
-        state = self.state_dict()
-        state["decoder.embed_positions.weight"] = state["decoder.embed_positions.weight"][:number]
-        shorter = type(self)(replace(self.config, max_position_embeddings=number))
-        shorter.load_state_dict(state)
-        return shorter.to(self.embed_tokens.weight.device).train(self.training)
 
     def hf_config(self) -> dict[str, Any]:
         """As `Architecture.hf_config`."""

@@ -6,10 +6,10 @@ Same logits as `transformers.BioGptForCausalLM` (modeling_biogpt.py) for the sam
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class DecoderLayer(nn.Module):
         return hidden_BTH
 
     def run(self, hidden_BTH: Tensor, segments: Segments, *source: Tensor) -> Tensor:
-        """The layer itself. `compile_layers` compiles this function."""
+        """The layer itself. `LayeredModel.compile_layers` compiles this function."""
         return self._feed_forward(self._self_attention(hidden_BTH, segments))
 
     def _self_attention(self, hidden_BTH: Tensor, segments: Segments) -> Tensor:
@@ -115,10 +115,54 @@ def is_dropped(probability: float, seed: int, step: int, micro_step: int, layer:
     return probability > 0 and random.Random(f"{seed} {step} {micro_step} {layer}").random() < probability
 
 
-class Decoder(Architecture):
+class LayeredModel(Architecture):
+    """What all models share that are made of `DecoderLayer`s."""
+
+    position_tables: ClassVar[tuple[str, ...]]
+    """Names of the learned positions that `config.max_position_embeddings` sizes."""
+
+    def compile_layers(self) -> None:
+        """Compile each layer and the chunks of the loss with inductor, at their first use."""
+        self.compiled = True
+        for module in self.modules():
+            if isinstance(module, DecoderLayer):
+                module.run = torch.compile(module.run, dynamic=False)
+
+    def describe(self, device: torch.device, dtype: torch.dtype, context_length: int) -> str:
+        """As `Architecture.describe`. The kernel is that of causal self-attention; in an encoder it has a mask."""
+        return (
+            f"{'compiled' if self.compiled else 'eager'},"
+            f" attention {kernel_name(self.config, device, dtype, context_length)},"
+            f" recomputation {self.config.gradient_checkpointing}"
+        )
+
+    def hidden_matrices(self) -> dict[str, int]:
+        """As `Architecture.hidden_matrices`: q, k and v are stacked in one parameter, and so are k and v."""
+        stacked = {"qkv_proj": 3, "kv_proj": 2}
+        return {
+            name: stacked.get(name.split(".")[-2], 1)
+            for name, parameter in self.named_parameters()
+            if parameter.dim() == 2 and ".layers." in f".{name}"
+        }
+
+    def with_positions(self, number: int) -> Self:
+        """As `Architecture.with_positions`."""
+        dropped = self.config.max_position_embeddings - number
+        if dropped <= 0:
+            return self
+        state = self.state_dict()
+        for name in self.position_tables:
+            state[name] = state[name][:-dropped]
+        shorter = type(self)(replace(self.config, max_position_embeddings=number))
+        shorter.load_state_dict(state)
+        return shorter.to(state[self.position_tables[0]].device).train(self.training)
+
+
+class Decoder(LayeredModel):
     """The language model. Its embedding is padded while training; logits and exported weights are not."""
 
     leaf_modules = (DecoderLayer,)
+    position_tables = ("embed_positions.weight",)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -132,23 +176,6 @@ class Decoder(Architecture):
         if config.initialization == "fairseq":
             self.embed_positions.weight.data[config.pad_token_id].zero_()
 
-    def compile_layers(self) -> None:
-        """Compile each layer and the chunks of the loss with inductor, at their first use."""
-        self.compiled = True
-        compile_layers(self)
-
-    def describe(self, device: torch.device, dtype: torch.dtype, context_length: int) -> str:
-        """As `Architecture.describe`."""
-        return (
-            f"{'compiled' if self.compiled else 'eager'},"
-            f" attention {kernel_name(self.config, device, dtype, context_length)},"
-            f" recomputation {self.config.gradient_checkpointing}"
-        )
-
-    def hidden_matrices(self) -> dict[str, int]:
-        """As `Architecture.hidden_matrices`."""
-        return hidden_matrices(self)
-
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.to_hf`."""
         return to_hf(tensors, self.config.vocab_size)
@@ -156,16 +183,6 @@ class Decoder(Architecture):
     def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.from_hf`."""
         return weights_from_hf(tensors)
-
-    def with_positions(self, number: int) -> "Decoder":
-        """As `Architecture.with_positions`."""
-        if number >= self.config.max_position_embeddings:
-            return self
-        state = self.state_dict()
-        state["embed_positions.weight"] = state["embed_positions.weight"][: number + POSITION_OFFSET]
-        shorter = type(self)(replace(self.config, max_position_embeddings=number))
-        shorter.load_state_dict(state)
-        return shorter.to(self.embed_positions.weight.device).train(self.training)
 
     def hf_config(self) -> dict[str, Any]:
         """As `Architecture.hf_config`."""
@@ -228,27 +245,6 @@ class Decoder(Architecture):
             torch._dynamo.mark_dynamic(offsets_S, 0)  # another number of documents does not recompile
             return Segments(None, offsets_S)
         return Segments(segment_mask(segments_BT), None)
-
-
-def layers_of(model: nn.Module) -> Iterator[DecoderLayer]:
-    """Every layer of a model, once."""
-    return (module for module in model.modules() if isinstance(module, DecoderLayer))
-
-
-def compile_layers(model: nn.Module) -> None:
-    """Compile each layer of a model with inductor, at its first use."""
-    for layer in layers_of(model):
-        layer.run = torch.compile(layer.run, dynamic=False)
-
-
-def hidden_matrices(model: nn.Module) -> dict[str, int]:
-    """As `Architecture.hidden_matrices`: q, k and v are stacked in one parameter, and so are k and v."""
-    stacked = {"qkv_proj": 3, "kv_proj": 2}
-    return {
-        name: stacked.get(name.split(".")[-2], 1)
-        for name, parameter in model.named_parameters()
-        if parameter.dim() == 2 and ".layers." in f".{name}"
-    }
 
 
 def documents(input_ids_BT: Tensor, eos_token_id: int) -> Tensor:

@@ -9,18 +9,16 @@ size, V vocabulary.
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.architecture import Architecture
-from model.attention import EVERYTHING, Segments, attend, both_ways, kernel_name
+from model.attention import EVERYTHING, Segments, attend, both_ways
 from model.blenderbot import copied_to_encoder, from_hf, hf_config, to_hf
 from model.config import EncoderDecoderConfig
-from model.decoder import DecoderLayer, compile_layers, hidden_matrices, initialize
+from model.decoder import DecoderLayer, LayeredModel, initialize
 from model.loss import IGNORE_INDEX, linear_cross_entropy
 
 
@@ -73,8 +71,10 @@ class Stack(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
 
-class EncoderDecoder(Architecture):
+class EncoderDecoder(LayeredModel):
     """Predicts a target from a source. Both read the same embedding, which is the head's weight too."""
+
+    position_tables = ("encoder.embed_positions.weight", "decoder.embed_positions.weight")
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
@@ -138,23 +138,6 @@ class EncoderDecoder(Architecture):
         before_BT = torch.cat([first_B1, labels_BT[:, :-1]], 1)
         return before_BT.masked_fill(before_BT == IGNORE_INDEX, self.config.pad_token_id)
 
-    def compile_layers(self) -> None:
-        """Compile each layer and the chunks of the loss with inductor, at their first use."""
-        self.compiled = True
-        compile_layers(self)
-
-    def describe(self, device: torch.device, dtype: torch.dtype, context_length: int) -> str:
-        """As `Architecture.describe`. The kernel is that of the decoder's self-attention; the others have a mask."""
-        return (
-            f"{'compiled' if self.compiled else 'eager'},"
-            f" attention {kernel_name(self.config, device, dtype, context_length)},"
-            f" recomputation {self.config.gradient_checkpointing}"
-        )
-
-    def hidden_matrices(self) -> dict[str, int]:
-        """As `Architecture.hidden_matrices`."""
-        return hidden_matrices(self)
-
     def to_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.to_hf`. Layers that the encoder shares have the decoder's names alone."""
         return to_hf(tensors, self.config.vocab_size)
@@ -167,17 +150,6 @@ class EncoderDecoder(Architecture):
     def from_hf(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Architecture.from_hf`. A causal decoder's weights go to both sides; the cross attention stays drawn."""
         return from_hf(tensors, dict(self.state_dict()), self.config)
-
-    def with_positions(self, number: int) -> "EncoderDecoder":
-        """As `Architecture.with_positions`."""
-        if number >= self.config.max_position_embeddings:
-            return self
-        state = self.state_dict()
-        for name in ("encoder.embed_positions.weight", "decoder.embed_positions.weight"):
-            state[name] = state[name][:number]
-        shorter = type(self)(replace(self.config, max_position_embeddings=number))
-        shorter.load_state_dict(state)
-        return shorter.to(self.embed_tokens.weight.device).train(self.training)
 
     def hf_config(self) -> dict[str, Any]:
         """As `Architecture.hf_config`."""

@@ -9,7 +9,7 @@ from data.common.workers import progress
 from data.shards.records import read_records
 from pretrain.answers import Answer, Scoring, choose, open_language_model, write
 from pretrain.classifiers import TEXTS, TOKENS, find_entities, find_labels
-from pretrain.export.card import add_scores
+from pretrain.export.card import add_scores, check_card
 from pretrain.hf_folder import WITH_BERT
 from pretrain.tasks import TASKS
 from pretrain.tasks.figures import LEVEL, interval
@@ -36,8 +36,8 @@ def benchmark(
     scoring = cast(Scoring, score)
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
-    if card and not (given / CARD).is_file():
-        raise UserError(f"--card: {given} has no {CARD}; name a folder written by `biogpt export`")
+    if card:
+        check_card(given / CARD)
     task = TASKS[name](folder, SPLIT)
     sources = [given] if against is None else [given, against]
     read = {source: read_results(source, task) for source in sources if source.is_file()}  # mistakes are found first

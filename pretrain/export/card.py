@@ -241,15 +241,22 @@ def benchmarks_section(stages: list[dict[str, Any]]) -> str:
 SCORES, AFTER_SCORES = "## Scores", "\n\n## Recipe\n"
 
 
+def check_card(card: Path) -> str:
+    """The text of a card. Raises UserError if it is missing, or has lost the section in front of which scores stand."""
+    if not card.is_file():
+        raise UserError(f"--card: {card.parent} has no {card.name}; name a folder written by `biogpt export`")
+    text = card.read_text(encoding="utf-8")
+    if AFTER_SCORES not in text:
+        raise UserError(f"{card}: has no section Recipe, in front of which the scores stand; export the folder again")
+    return text
+
+
 def add_scores(card: Path, rows: list[list[str]]) -> None:
     """Write rows (task, items, figures) into the scores of a card. A task's earlier row is replaced.
 
-    Raises UserError if the card has lost the section that they stand in front of.
+    Raises UserError as `check_card` does.
     """
-    text = card.read_text(encoding="utf-8")
-    before, found, after = text.partition(AFTER_SCORES)
-    if not found:
-        raise UserError(f"{card}: has no section Recipe, in front of which the scores stand; export the folder again")
+    before, found, after = check_card(card).partition(AFTER_SCORES)
     before, _, known = before.partition(f"\n\n{SCORES}\n\n")
     cells = [line.strip("| ").split(" | ") for line in known.splitlines()[2:]]
     merged = {row[0]: row for row in [*cells, *rows]}

@@ -12,20 +12,22 @@ from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.hf import hf_config, to_hf
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 60,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "intermediate_size": 77,
+    "max_position_embeddings": 40,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+"""Odd head count, an ffn that is no multiple of the width, no dropout."""
+
 
 def small_config(**changes: Any) -> DecoderConfig:
-    """Odd head count, an ffn that is no multiple of the width, no dropout."""
-    shape = {
-        "vocab_size": 101,
-        "hidden_size": 60,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 5,
-        "intermediate_size": 77,
-        "max_position_embeddings": 40,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    return DecoderConfig(**(shape | changes))
+    """A decoder of `SHAPE`, with changes."""
+    return DecoderConfig(**(SHAPE | changes))
 
 
 def small_decoder(**changes: Any) -> Decoder:

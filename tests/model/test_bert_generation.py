@@ -17,18 +17,7 @@ from transformers import BertGenerationEncoder as HfEncoder
 from model.bert_generation import BertEncoderDecoder, BertGenerationEncoder, from_hf, hf_config, to_hf
 from model.config import BertEncoderDecoderConfig, BertGenerationConfig
 from model.decoder import is_dropped
-from tests.model.shapes import small_config, small_decoder
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 101,
-    "hidden_size": 60,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 5,
-    "intermediate_size": 77,
-    "max_position_embeddings": 40,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+from tests.model.shapes import SHAPE, small_config, small_decoder
 
 
 def shaken(model: Any) -> Any:
