@@ -43,7 +43,10 @@ class Ranks:
             pipe.send((case, arguments))
         results = []
         for rank, pipe in enumerate(self._pipes):
-            answered, value = pipe.recv() if pipe.poll(timeout) else (False, f"no answer within {timeout} s")
+            try:
+                answered, value = pipe.recv() if pipe.poll(timeout) else (False, f"no answer within {timeout} s")
+            except EOFError:
+                answered, value = False, "ended"
             if not answered:
                 self.close()
                 raise AssertionError(f"rank {rank} of {self.size}: {value}")
@@ -58,6 +61,7 @@ class Ranks:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, self.size, port, theirs), daemon=True)
             process.start()
+            theirs.close()  # so that the end of a killed rank is seen
             self._processes.append(process)
             self._pipes.append(ours)
 

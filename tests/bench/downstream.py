@@ -45,7 +45,7 @@ MODEL = [
 ]  # fmt: skip
 PRETRAINING = [
     *MODEL, "optimizer.kind=muon", "optimizer.learning_rate=5e-3", "optimizer.weight_decay=0.1",
-    "optimizer.betas=[0.9, 0.95]", "schedule.kind=linear", "train.micro_batch_size=16", "train.precision=bf16",
+    "optimizer.betas=[0.9, 0.95]", "schedule.kind=linear", "train.micro_batch_size=8", "train.precision=bf16",
     f"train.global_batch_tokens={BATCH}", "deepspeed.stage=1", "checkpoint.every_steps=50", "evaluate.every_steps=250",
 ]  # fmt: skip
 DATA = {"bc5cdr-entities": "benchmarks/bc5cdr", "pubmedqa": "pubmedqa"}
@@ -71,7 +71,7 @@ class FineTuning:
 
     def settings(self, folder: Path) -> list[str]:
         """What its recipe says beyond the bundled one. All runs of a task have the same number of epochs."""
-        batch, epochs = {"bc5cdr-entities": (16, 15), "pubmedqa": (16, 6)}[self.task]
+        batch, epochs = {"bc5cdr-entities": (16, 10), "pubmedqa": (16, 5)}[self.task]
         records = folder / "records" / self.task
         steps = sum(1 for _ in (records / "train.jsonl").open()) * epochs // batch
         return [

@@ -174,6 +174,13 @@ def metrics(run: Path, name: str) -> dict[int, Any]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
+def end_of_run(run: Path) -> tuple[dict[int, float], dict[str, str]]:
+    """The losses of a run, and the hashes of its last checkpoint's tensors."""
+    files = read_manifest(run / "checkpoints" / (run / "latest").read_text(), "checkpoint")["files"]
+    tensors = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+    return metrics(run, "train/loss"), tensors
+
+
 def write_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """A checkpoint of whole tensors, kind by kind, by transformers' names."""
     writer = CheckpointWriter(run, step)

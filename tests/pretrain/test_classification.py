@@ -32,7 +32,7 @@ from pretrain.held_out import held_out_loss
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from tests.markdown import python_blocks
-from tests.pretrain.runs import metrics, write_checkpoint, zero_3_settings
+from tests.pretrain.runs import metrics, write_checkpoint
 from tests.pretrain.tuning import DISEASES, DRUGS, tuning, tuning_case, write_records
 from tests.ranks import Ranks
 
@@ -249,18 +249,6 @@ def test_a_run_learns_to_classify_texts(
 ) -> None:
     one_rank.run(tuning_case, *chosen_for(problem, records[problem], hf, tmp_path / "run", *LEARNING))
     check_learned(problem, tmp_path / "run", sorted(DISEASES if problem == "single" else DRUGS), tmp_path)
-
-
-@pytest.mark.parametrize("stage", [3, pytest.param(0, marks=pytest.mark.slow)])
-def test_one_rank_and_two_and_other_stages_agree(
-    stage: int, one_rank: Ranks, tagged: Path, records: dict[str, Path], hf: Path, tmp_path: Path
-) -> None:
-    layout = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
-    chosen = [*LEARNING, *layout, "train.steps=10", "train.micro_batch_size=2"]
-    one_rank.run(tuning_case, *chosen_for("tokens", records["tokens"], hf, tmp_path / "run", *chosen))
-    for name in ("train/loss", "validation/loss", "validation/micro_f1"):
-        expected = {step: value for step, value in metrics(tagged, name).items() if step <= 10}
-        assert metrics(tmp_path / "run", name) == pytest.approx(expected, rel=1e-4), name
 
 
 def test_predictions_do_not_depend_on_the_number_of_ranks(

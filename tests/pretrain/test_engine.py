@@ -10,12 +10,12 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from data.common.files import UserError, read_manifest
+from data.common.files import UserError
 from pretrain import ROOT
 from pretrain.engine import compiles
 from pretrain.given import SHAPE
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import metrics, plain_losses, run_case, settings, zero_3_settings
+from tests.pretrain.runs import end_of_run, metrics, plain_losses, run_case, settings, zero_3_settings
 from tests.ranks import Ranks
 
 
@@ -71,13 +71,6 @@ def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cp
     (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(SHAPE, 64)))
     tuned = load_recipe("finetune-pubmedqa", [f"model.weights={tmp_path}", "data.records=records"])
     assert not compiles(tuned)  # padded records have many lengths
-
-
-def end_of_run(run: Path) -> tuple[dict[int, float], dict[str, str]]:
-    """The losses of a run, and the hashes of its last checkpoint's tensors."""
-    files = read_manifest(run / "checkpoints" / (run / "latest").read_text(), "checkpoint")["files"]
-    tensors = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
-    return metrics(run, "train/loss"), tensors
 
 
 def test_bf16_gradients_that_are_added_up_at_once_give_the_same_bits(

@@ -23,14 +23,18 @@ SIZES = {"first": (40, 11), "second": (9, 5), "third": (4, 3)}
 """Training and validation records of each folder."""
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    parent = tmp_path_factory.mktemp("records")
+def write_folders(parent: Path) -> dict[str, Path]:
+    """A folder of records for each name."""
     for number, (name, sizes) in enumerate(SIZES.items()):
         (parent / name).mkdir()
         for seed, (split, count) in enumerate(zip(("train", "validation"), sizes, strict=True)):
             write_records(parent / name / f"{split}.jsonl", prompts_and_targets(10 * number + seed, count))
     return {name: parent / name for name in SIZES}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_folders(tmp_path_factory.mktemp("records"))
 
 
 def mixture(folders: dict[str, Path], hf: Path, run: Path, *more: str) -> tuple[str, list[str]]:

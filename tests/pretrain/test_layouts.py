@@ -1,0 +1,171 @@
+"""Every objective in every layout, and killed: the losses and weights of plain torch, the bits of a run left alone."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pretrain import train as loop
+from pretrain.checkpoint import newest_checkpoint, step_of
+from pretrain.objectives.kinds import OBJECTIVES
+from pretrain.objectives.objective import Objective
+from pretrain.recipe import load_recipe
+from pretrain.run import Run
+from pretrain.train import train
+from tests.pretrain import test_bert_source, test_classification, test_records_mixture, test_source_target
+from tests.pretrain.runs import end_of_run, metrics, settings, zero_3_settings
+from tests.pretrain.test_objective import MaskedTokens, plain_training
+from tests.pretrain.tuning import tuning, write_folder
+from tests.ranks import Ranks
+
+STEPS = 6
+Chosen = tuple[str, list[str]]
+"""A recipe and the settings over it."""
+
+
+class Folders:
+    """What the runs of all objectives are made of."""
+
+    def __init__(self, folder: Path, sample: Path, shards: Path, hf: Path) -> None:
+        self.tokenizer, self.shards, self.hf = sample / "tokenizer", shards, hf
+        self.prompts = write_folder(folder / "prompts")
+        self.several = test_records_mixture.write_folders(folder)
+        self.sources = test_source_target.write_folder(folder / "sources")
+        self.tokens = test_classification.write_folder(folder / "tokens", "tokens")
+        self.labels = test_classification.write_folder(folder / "labels", "multiple")
+        self.bert = test_bert_source.write_given(folder / "with-bert")
+
+
+def on_blocks(kind: str) -> Callable[[Folders, Path], Chosen]:
+    more = [f"objective.kind={kind}", "train.micro_batch_size=2", "evaluate.max_blocks=4", "model.layerdrop=0.3"]
+    return lambda given, run: ("tiny", settings(given.shards, run, *more))
+
+
+def sequences(*more: str) -> Callable[[Folders, Path], Chosen]:
+    return lambda given, run: test_source_target.drawn(given.sources, given.tokenizer, run, *more)
+
+
+CASES: dict[str, Callable[[Folders, Path], Chosen]] = {
+    "next_token": on_blocks("next_token"),
+    "fill_in_the_middle": on_blocks("fill_in_the_middle"),
+    "denoising": on_blocks("denoising"),
+    "prompt_target": lambda given, run: tuning(given.prompts, given.hf, run),
+    "several folders": lambda given, run: test_records_mixture.mixture(given.several, given.hf, run),
+    "token_classification": lambda given, run: test_classification.chosen_for("tokens", given.tokens, given.hf, run),
+    "sequence_classification": lambda given, run: test_classification.chosen_for(
+        "multiple", given.labels, given.hf, run, "optimizer.learning_rate=2e-2"
+    ),
+    "source_target": sequences("model.layerdrop=0.3"),
+    "source_target, shared layers": sequences("model.share_layers=true", "model.layerdrop=0.5"),
+    "source_target, BERT's encoder": lambda given, run: test_bert_source.chosen(given.bert, run),
+}
+FAST = dict(zip(CASES, (3, 1, 2, 3, 1, 3, 0, 3, 2, 1), strict=True))
+"""The stage at which each is trained by the fast tests, on two ranks."""
+MATRIX = [
+    pytest.param(name, stage, size, marks=[] if size == 2 and stage == FAST[name] else [pytest.mark.slow])
+    for size in (2, 1, 4)
+    for name in CASES
+    for stage in range(4)
+]
+
+
+KILLED = ("fill_in_the_middle", "denoising", "several folders", "source_target", "source_target, BERT's encoder")
+"""Those that the fast tests kill. Next-token prediction is killed in its own tests, at other moments too."""
+
+
+@pytest.fixture(scope="module")
+def given(sample_folder: Path, reserved_shards: Path, hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("given"), sample_folder, reserved_shards, hf)
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Ranks]:
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()
+
+
+def chosen_for(name: str, given: Folders, run: Path, stage: int) -> Chosen:
+    recipe, chosen = CASES[name](given, run)
+    layout = zero_3_settings(run.parent) if stage == 3 else [f"deepspeed.stage={stage}"]
+    if stage == 3 and "model.share_layers=true" in chosen:
+        layout.append("model.layerdrop=0")  # ZeRO 3 refuses LayerDrop of shared layers
+    return recipe, [*chosen, f"train.steps={STEPS}", "checkpoint.every_steps=2", "evaluate.every_steps=6", *layout]
+
+
+def objective_of(name: str, recipe: str, chosen: list[str]) -> type[Objective]:
+    """Of next-token prediction the masked one: some ranks have no target in some micro-batches."""
+    found = load_recipe(recipe, chosen)
+    if found.model.encoder:
+        return test_bert_source.BertSource
+    return MaskedTokens if name == "next_token" else OBJECTIVES[found.objective.kind]
+
+
+def case(recipe: str, chosen: list[str], objective: type[Objective], killed_before: int = 0) -> int:
+    """Train by this objective, and end rank 0 by SIGKILL before a step, the other ranks left waiting."""
+    found = load_recipe(recipe, chosen)
+    usual, OBJECTIVES[found.objective.kind] = OBJECTIVES[found.objective.kind], objective
+    update = loop.update
+
+    def killed(run: Run, *arguments: object) -> dict[str, object]:
+        if run.step + 1 == killed_before and run.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(run, *arguments)  # type: ignore[arg-type]
+
+    loop.update = killed  # type: ignore[assignment]
+    try:
+        return train(found).step
+    finally:
+        OBJECTIVES[found.objective.kind], loop.update = usual, update
+
+
+@pytest.mark.parametrize(("name", "stage", "size"), MATRIX)
+def test_every_objective_trains_as_plain_torch_does(
+    name: str, stage: int, size: int, given: Folders, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Weights to 1e-5 but for the biases of keys: their true gradient is 0, and Adam normalises its noise."""
+    ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[size])
+    run = tmp_path / "run"
+    recipe, chosen = chosen_for(name, given, run, stage)
+    objective = objective_of(name, recipe, chosen)
+    ranks.run(case, recipe, chosen, objective)
+    found = list(metrics(run, "train/loss").values())
+    expected, model = plain_training(load_recipe(recipe, chosen), size, objective)
+    off = max(abs(a / b - 1) for a, b in zip(found, expected, strict=True))
+    weights = load_file(run / "checkpoints" / f"step-{STEPS:07d}" / "model.safetensors")
+    plain = model.hf_weights()
+    furthest = {key: (tensor - plain[key]).abs().max().item() for key, tensor in weights.items()}
+    keys = [key for key in furthest if key.endswith(("k_proj.bias", "key.bias"))]
+    worst = max(furthest[key] for key in furthest if key not in keys)
+    held_out = metrics(run, "validation/loss")
+    fallen = held_out[0] - held_out[STEPS]
+    print(f"{name}, ZeRO {stage}, {size} ranks: losses {off:.1e}, weights {worst:.1e}, held-out loss fell {fallen:.2f}")
+    assert len(found) == STEPS and keys
+    assert off < 1e-6 and worst < 1e-5 and fallen > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        pytest.param(name, stage, marks=[] if stage == 1 and name in KILLED else [pytest.mark.slow])
+        for name in CASES
+        for stage in (1, 3)
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    name: str, stage: int, given: Folders, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    recipe, chosen = chosen_for(name, given, tmp_path / "whole", stage)
+    objective = objective_of(name, recipe, chosen)
+    two_ranks.run(case, recipe, chosen, objective)
+    _, again = chosen_for(name, given, tmp_path / "killed", stage)
+    ranks = Ranks(2)
+    with pytest.raises(AssertionError, match="rank 0 of 2"):
+        ranks.run(case, recipe, again, objective, 6)
+    newest, faults = newest_checkpoint(tmp_path / "killed")
+    assert newest and not faults and step_of(newest) in (2, 4)
+    two_ranks.run(case, recipe, again, objective)
+    assert end_of_run(tmp_path / "killed") == end_of_run(tmp_path / "whole")
