@@ -10,6 +10,8 @@ CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 the matrix products."""
 COMPILED_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**29}
 """The same if the chunk is compiled, which holds them in half precision alone."""
+CACHED_LOGITS = 2**18
+"""Logits of a chunk that a CPU works on at a time: 1 MB in fp32."""
 Recomputation = Literal["none", "selective", "full"]
 Boundaries = Literal["none", "document"]
 Initialization = Literal["fairseq", "hf"]

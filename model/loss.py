@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import CHUNK_LOGITS, COMPILED_CHUNK_LOGITS
+from model.config import CACHED_LOGITS, CHUNK_LOGITS, COMPILED_CHUNK_LOGITS
 
 IGNORE_INDEX = -100
 """Targets with this value do not count, as in torch and transformers."""
@@ -27,6 +27,10 @@ def linear_cross_entropy(
 
     Rows of the weight from `vocabulary` on never enter the softmax. Targets of -100 do not count.
     """
+    if hidden_RH.is_cpu and not compiled:  # a GPU's host would have to wait, and each number of rows be compiled
+        counted_R = targets_R != IGNORE_INDEX
+        if not counted_R.all():
+            hidden_RH, targets_R = hidden_RH[counted_R], targets_R[counted_R]
     needs_gradient = torch.is_grad_enabled() and (hidden_RH.requires_grad or weight_VH.requires_grad)
     if needs_gradient:
         return _LinearCrossEntropy.apply(hidden_RH, weight_VH, targets_R, vocabulary, compiled)  # type: ignore[return-value]
@@ -60,22 +64,47 @@ def chunk_loss(
     hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, vocabulary: int, gradients: bool
 ) -> tuple[Tensor, ...]:
     """The loss of some rows in fp32. With `gradients`, also those of hidden states and weight, in their dtype."""
+    find = losses_and_slopes
+    if hidden_RH.is_cpu and not torch.compiler.is_compiling():
+        find = losses_and_slopes_in_place
+    losses_R1, slopes_RV = find(hidden_RH @ weight_VH.T, targets_R, vocabulary, gradients)
+    if not gradients:
+        return (losses_R1.sum(),)
+    slopes_RV = slopes_RV.to(hidden_RH.dtype)
+    return losses_R1.sum(), slopes_RV @ weight_VH, slopes_RV.T @ hidden_RH
+
+
+def losses_and_slopes(logits_RV: Tensor, targets_R: Tensor, vocabulary: int, gradients: bool) -> tuple[Tensor, Tensor]:
+    """The loss of each row, (R, 1), and with `gradients` its derivatives by the row's logits, (R, V), both in fp32."""
     counts_R1 = (targets_R != IGNORE_INDEX)[:, None]
     columns_R1 = targets_R[:, None].clamp(min=0)
-    logits_RV = (hidden_RH @ weight_VH.T).float()
+    logits_RV = logits_RV.float()
     logits_RV[:, vocabulary:] = -torch.inf
     log_softmax_RV = logits_RV.log_softmax(-1)
-    loss = -(log_softmax_RV.gather(1, columns_R1) * counts_R1).sum()
+    losses_R1 = -(log_softmax_RV.gather(1, columns_R1) * counts_R1)
     if not gradients:
-        return (loss,)
+        return losses_R1, log_softmax_RV
     del logits_RV
     if torch.compiler.is_compiling():  # a comparison becomes part of the kernel, and a scatter would not
-        slopes_RV = log_softmax_RV.exp() - (torch.arange(len(weight_VH), device=weight_VH.device) == columns_R1).float()
+        words_V = torch.arange(log_softmax_RV.shape[1], device=log_softmax_RV.device)
+        slopes_RV = log_softmax_RV.exp() - (words_V == columns_R1).float()
     else:
         slopes_RV = log_softmax_RV.exp_()
         slopes_RV.scatter_add_(1, columns_R1, torch.full_like(columns_R1, -1, dtype=slopes_RV.dtype))
-    slopes_RV = slopes_RV.mul_(counts_R1).to(hidden_RH.dtype)
-    return loss, slopes_RV @ weight_VH, slopes_RV.T @ hidden_RH
+    return losses_R1, slopes_RV.mul_(counts_R1)
+
+
+def losses_and_slopes_in_place(
+    logits_RV: Tensor, targets_R: Tensor, vocabulary: int, gradients: bool
+) -> tuple[Tensor, Tensor]:
+    """The same, a few rows at a time, which stay in a CPU's caches. The slopes take the place of the logits."""
+    size = max(CACHED_LOGITS // logits_RV.shape[1], 1)
+    losses_R1 = torch.empty(len(targets_R), 1)
+    for start in range(0, len(targets_R), size):
+        rows = slice(start, start + size)
+        losses_R1[rows], slopes_RV = losses_and_slopes(logits_RV[rows], targets_R[rows], vocabulary, gradients)
+        logits_RV[rows] = slopes_RV
+    return losses_R1, logits_RV
 
 
 @cache
@@ -92,12 +121,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk = compiled_chunk_loss() if compiled else chunk_loss
         total = torch.zeros((), device=hidden_RH.device)
         hidden_gradient_RH = torch.empty_like(hidden_RH)
-        weight_gradient_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # chunks add up without rounding
-        for rows in chunks(hidden_RH, weight_VH, compiled):
+        of_chunks, weight_gradient_VH = chunks(hidden_RH, weight_VH, compiled), None
+        for rows in of_chunks:
             loss, of_hidden, of_weight = chunk(hidden_RH[rows], weight_VH, targets_R[rows], vocabulary, True)
             total += loss
             hidden_gradient_RH[rows] = of_hidden
-            weight_gradient_VH += of_weight
+            if len(of_chunks) == 1:
+                weight_gradient_VH = of_weight
+            elif weight_gradient_VH is None:
+                weight_gradient_VH = of_weight.float()  # chunks add up without rounding
+            else:
+                weight_gradient_VH += of_weight
+        if weight_gradient_VH is None:  # no row counts
+            weight_gradient_VH = torch.zeros_like(weight_VH)
         ctx.save_for_backward(hidden_gradient_RH, weight_gradient_VH)
         ctx.dtype = weight_VH.dtype
         return total

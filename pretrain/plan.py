@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest
-from model.config import CHUNK_LOGITS, COMPILED_CHUNK_LOGITS, DecoderConfig, Recomputation
+from model.config import CACHED_LOGITS, CHUNK_LOGITS, COMPILED_CHUNK_LOGITS, DecoderConfig, Recomputation
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.gpus import GPUS, Gpu
 from pretrain.recipe import Recipe, load_recipe
@@ -156,14 +156,18 @@ def activation_bytes(recipe: Recipe, config: DecoderConfig, cpu: bool) -> float:
 def logit_bytes(recipe: Recipe, config: DecoderConfig, cpu: bool) -> float:
     """Bytes of a chunk's logits and of their softmax, and of the weight's gradient (`model/loss.py`).
 
-    Both are in fp32; compiled, as is the default on a GPU, they are in `train.precision`.
+    The logits and the softmax are in fp32; compiled, as is the default on a GPU, in `train.precision`. A CPU has the
+    softmax of few logits at a time. The gradient is in fp32 if there are several chunks.
     """
     compiled = recipe.train.compile is not False and not cpu
     chunk_logits = (COMPILED_CHUNK_LOGITS if compiled else CHUNK_LOGITS)["cpu" if cpu else "cuda"]
     rows = recipe.train.micro_batch_size * recipe.context_length()
     chunk = max(min(rows, chunk_logits // config.padded_vocab_size), 1)
-    logit = 2 * (BYTES[recipe.train.precision] if compiled else 4)
-    return logit * chunk * config.padded_vocab_size + 4 * config.padded_vocab_size * config.hidden_size
+    logits, stored = chunk * config.padded_vocab_size, BYTES[recipe.train.precision]
+    held = 2 * (stored if compiled else 4) * logits
+    if cpu:
+        held = stored * logits + (4 if stored == 4 else 8) * min(logits, CACHED_LOGITS)
+    return held + (4 if rows > chunk else stored) * config.padded_vocab_size * config.hidden_size
 
 
 class Choice(NamedTuple):

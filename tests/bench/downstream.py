@@ -10,15 +10,12 @@ import contextlib
 import io
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from data.common.files import read_json, write_json
+from data.common.files import read_json
 from data.corpus.benchmarks import Benchmarks
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
@@ -33,9 +30,10 @@ from pretrain.tasks.figures import Answers, Figure, accuracy, interval, micro_f1
 from pretrain.tasks.records import write_records
 from pretrain.tasks.task import Task
 from pretrain.train import train
-from tests.bench.learning import use_one_core, write_texts
+from tests.bench.learning import write_texts
 from tests.bench.machine import machine
 from tests.bench.needs import need_shared
+from tests.bench.points import Figures, Points
 from tests.paths import ROOT, SHARED
 
 MERGES, EPOCHS, BATCH = 5_000, 3, 16_384  # tokens a step
@@ -114,20 +112,16 @@ def pretrain(folder: Path) -> None:
         subprocess.run(command, cwd=ROOT, check=True)
 
 
-def run(tuning: FineTuning, folder: Path) -> float:
-    """Fine-tune unless it is done, answer the test split, and return the best score of the validation split."""
-    result = folder / "results" / f"{tuning.name}.json"
-    if not result.is_file():
-        use_one_core()
-        task = read_task(tuning.task)
-        with contextlib.redirect_stdout(io.StringIO()):
-            trained = train(load_recipe(f"finetune-{tuning.task}", tuning.settings(folder)))
-            hf = folder / "hf" / tuning.name
-            export(trained.folder, hf, step="best")
-        (folder / "results").mkdir(exist_ok=True)
-        write_results(folder / "results" / f"{tuning.name}.jsonl", task, answer(hf, task, "sum"))
-        write_json(result, {"validation": best_score(trained.folder)})
-    return read_json(result)["validation"]
+def measure(tuning: FineTuning, folder: Path) -> Figures:
+    """Fine-tune, answer the test split, and return the best score of the validation split."""
+    task = read_task(tuning.task)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trained = train(load_recipe(f"finetune-{tuning.task}", tuning.settings(folder)))
+        hf = folder / "hf" / tuning.name
+        export(trained.folder, hf, step="best")
+    (folder / "results").mkdir(exist_ok=True)
+    write_results(folder / "results" / f"{tuning.name}.jsonl", task, answer(hf, task, "sum"))
+    return {"validation": best_score(trained.folder)}
 
 
 def best_score(run_folder: Path) -> float:
@@ -194,21 +188,16 @@ def main() -> None:
     need_shared()
     prepare(folder)
     pretrain(folder)
-    scores: dict[FineTuning, float] = {}
-
-    def run_all(tunings: list[FineTuning]) -> None:
-        for tuning, score in zip(tunings, executor.map(partial(run, folder=folder), tunings), strict=True):
-            scores[tuning] = score
-            print(f"  {tuning.name}: {score:.4f}", flush=True)
-
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
-        run_all([FineTuning(task, start, rate) for task in DATA for start in STARTS for rate in RATES])
-        chosen = {
-            (task, start): max(RATES, key=lambda rate: scores[FineTuning(task, start, rate)])
-            for task in DATA
-            for start in STARTS
-        }
-        run_all([FineTuning(*key, rate, seed) for key, rate in chosen.items() for seed in SEEDS[1:]])
+    points = Points(folder, 2, measure, "validation")
+    points.run(FineTuning(task, start, rate) for task in DATA for start in STARTS for rate in RATES)
+    scores = {tuning: figures["validation"] for tuning, figures in points.figures.items()}
+    chosen = {
+        (task, start): max(RATES, key=lambda rate: scores[FineTuning(task, start, rate)])
+        for task in DATA
+        for start in STARTS
+    }
+    points.run(FineTuning(*key, rate, seed) for key, rate in chosen.items() for seed in SEEDS[1:])
+    points.close()
     print(f"\n{machine()}\n\n{table(folder, chosen, scores)}")
 
 

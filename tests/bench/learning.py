@@ -11,18 +11,15 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import shutil
 import statistics
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from data.common.files import read_json, whole_file, write_json
+from data.common.files import whole_file
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
@@ -35,6 +32,7 @@ from pretrain.run import Run
 from pretrain.train import train
 from tests.bench.machine import machine
 from tests.bench.needs import need_shared
+from tests.bench.points import Figures, Points
 from tests.paths import SHARED
 
 MERGES = 3_800
@@ -149,36 +147,36 @@ def prepare(folder: Path) -> None:
     make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=2)
 
 
-def write_texts(path: Path) -> None:
-    """Write the shared abstracts, a text a line. Of equal texts one is kept."""
+def write_texts(path: Path, keep: Callable[[str], bool] = bool) -> None:
+    """Write the shared abstracts, a text a line. Of equal texts one is kept, and none that `keep` does not want."""
     texts: dict[str, None] = {}
+    for record in shared_abstracts():
+        words = (record.get("title"), record.get("abstract"), record.get("text"))
+        texts[" ".join(" ".join(part for part in words if part).split())] = None
+    with whole_file(path) as stream:
+        stream.write("".join(f"{text}\n" for text in filter(keep, texts)).encode())
+
+
+def shared_abstracts() -> Iterator[dict[str, str]]:
+    """All records, in one order."""
     for given in sorted((SHARED / "data" / "abstracts").glob("*.jsonl.gz")):
         with gzip.open(given, "rt", encoding="utf-8") as stream:
-            for record in map(json.loads, stream):
-                words = (record.get("title"), record.get("abstract"), record.get("text"))
-                texts[" ".join(" ".join(part for part in words if part).split())] = None
-    with whole_file(path) as stream:
-        stream.write("".join(f"{text}\n" for text in texts if text).encode())
+            yield from map(json.loads, stream)
 
 
-def run_point(point: Point, folder: Path) -> dict[str, float]:
-    """Train a point unless it is done, and return its last held-out figures. Of its run the metrics are kept."""
-    result = folder / "results" / f"{point.name}.json"
-    if not result.is_file():
-        use_one_core()
-        recipe = load_recipe("tiny", point.settings(folder))
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                run = train(recipe)
-            figures = {name: run.held_out[name] for name in ("loss", "bits_per_byte")}
-            if point.final:
-                figures |= {f"mean of {last}": averaged_loss(run, last) for last in AVERAGES}
-        except Diverged:
-            figures = {"loss": 1e9, "bits_per_byte": 1e9}
-        result.parent.mkdir(exist_ok=True)
-        write_json(result, figures)
-        shutil.rmtree(Path(recipe.train.run) / "checkpoints", ignore_errors=True)
-    return read_json(result)
+def measure(point: Point, folder: Path) -> Figures:
+    """Train a point, and return its last held-out figures. Of its run the metrics are kept."""
+    recipe = load_recipe("tiny", point.settings(folder))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = train(recipe)
+        figures = {name: run.held_out[name] for name in ("loss", "bits_per_byte")}
+        if point.final:
+            figures |= {f"mean of {last}": averaged_loss(run, last) for last in AVERAGES}
+    except Diverged:
+        figures = {"loss": 1e9, "bits_per_byte": 1e9}
+    shutil.rmtree(Path(recipe.train.run) / "checkpoints", ignore_errors=True)
+    return figures
 
 
 def averaged_loss(run: Run, last: int) -> float:
@@ -191,47 +189,6 @@ def averaged_loss(run: Run, last: int) -> float:
         for total, parameter in zip(mean.parameters(), model.parameters(), strict=True):
             total.data.add_(parameter.data, alpha=1 / last)
     return held_out_loss(mean.eval(), run.objective.held_out(), 32, run.device)["loss"]
-
-
-def use_one_core() -> None:
-    """Keep this worker on a core of its own: a rank takes all cores that its process may use."""
-    cores = sorted(os.sched_getaffinity(0))
-    number = int(multiprocessing.current_process().name.split("-")[-1])
-    os.sched_setaffinity(0, {cores[number % len(cores)]})
-
-
-class Bench:
-    """Runs points in worker processes, several at once."""
-
-    def __init__(self, folder: Path, workers: int) -> None:
-        self._folder = folder
-        self._executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        self.losses: dict[Point, float] = {}
-        self.figures: dict[Point, dict[str, float]] = {}
-
-    def run(self, points: Iterable[Point]) -> None:
-        """Run those that have not been run. `losses` and `figures` hold the results."""
-        missing = [point for point in dict.fromkeys(points) if point not in self.losses]
-        futures = {point: self._executor.submit(run_point, point, self._folder) for point in missing}
-        for point, future in futures.items():
-            self.figures[point] = future.result()
-            self.losses[point] = self.figures[point]["loss"]
-            print(f"  {point.name}: {self.losses[point]:.4f}", flush=True)
-
-    def close(self) -> None:
-        """End the workers."""
-        self._executor.shutdown()
-
-    def tune(self, arms: Iterable[str], steps: int, size: str) -> dict[str, Point]:
-        """The best point of each arm in runs of so many steps. Its neighbours in the grid have been run too."""
-        grids = {arm: set(first_grid(arm, steps, size)) for arm in arms}
-        while True:
-            self.run(point for grid in grids.values() for point in sorted(grid, key=lambda point: point.name))
-            best = {arm: min(grid, key=lambda point: self.losses[point]) for arm, grid in grids.items()}
-            if all(set(neighbours(best[arm])) <= grids[arm] for arm in arms):
-                return best
-            for arm in arms:
-                grids[arm] |= set(neighbours(best[arm]))
 
 
 def first_grid(arm: str, steps: int, size: str) -> list[Point]:
@@ -269,8 +226,8 @@ def main() -> None:
     parts = ", ".join(f"{name} {count * batch / 1e6:.1f}" for name, count in runs.items())
     print(f"{total / 1e6:.0f} million tokens: {parts}", flush=True)
     prepare(given.out)
-    bench = Bench(given.out, given.workers)
-    best = bench.tune(ARMS, third, size)
+    bench = Points(given.out, given.workers, measure, "loss")
+    best = bench.tune({arm: first_grid(arm, third, size) for arm in ARMS}, neighbours)
     finals = {
         arm: [replace(point, steps=steps, seed=seed, final=True) for seed in SEEDS] for arm, point in best.items()
     }
@@ -288,7 +245,7 @@ def main() -> None:
 
 
 def tables(
-    bench: Bench,
+    bench: Points[Point],
     best: dict[str, Point],
     finals: dict[str, list[Point]],
     shorter: dict[int, list[Point]],
@@ -300,29 +257,34 @@ def tables(
         "|---|---|---|---|---|---|",
     ]
     for arm, points in finals.items():
-        tried = sum(point.arm == arm and point.steps == best[arm].steps for point in bench.losses)
+        tried = sum(point.arm == arm and point.steps == best[arm].steps for point in bench.figures)
         chosen = f"rate {RATES[best[arm].rate]:g}, decay {DECAYS[best[arm].decay]:g}"
         lines.append(f"| {arm} | {chosen} | {tried} | {points[0].tokens:,} | {_summary(bench, points)} |")
     for points in shorter.values():
         lines.append(f"| muon | | | {points[0].tokens:,} | {_summary(bench, points)} |")
-    goal = statistics.fmean(bench.losses[point] for point in finals["adamw"])
+    goal = statistics.fmean(losses_of(bench, finals["adamw"]))
     curve = [
-        (points[0].steps, statistics.fmean(map(bench.losses.__getitem__, points)))
-        for points in (*shorter.values(), finals["muon"])
+        (points[0].steps, statistics.fmean(losses_of(bench, points))) for points in (*shorter.values(), finals["muon"])
     ]
     share = tokens_to_reach(goal, curve) / finals["adamw"][0].steps
     lines += ["", f"Muon reaches AdamW's mean final loss, {goal:.4f}, with {share:.2f}x of its tokens."]
     lines += ["", "| change of the held-out loss | recipe | by seed |", "|---|---|---|"]
     for option, points in options.items():
-        changes = [bench.losses[point] - bench.losses[replace(point, option="", final=True)] for point in points]
+        without = losses_of(bench, [replace(point, option="", final=True) for point in points])
+        changes = [loss - other for loss, other in zip(losses_of(bench, points), without, strict=True)]
         lines.append(f"| {option} | muon | {_changes(changes)} |")
     for last, (arm, points) in itertools.product(AVERAGES, finals.items()):
-        changes = [bench.figures[point][f"mean of {last}"] - bench.losses[point] for point in points]
+        changes = [bench.figures[point][f"mean of {last}"] - bench.figures[point]["loss"] for point in points]
         lines.append(f"| mean of the last {last} of 16 checkpoints | {arm} | {_changes(changes)} |")
     return "\n".join(lines)
 
 
-def _summary(bench: Bench, points: list[Point]) -> str:
+def losses_of(bench: Points[Point], points: list[Point]) -> list[float]:
+    """Their held-out losses."""
+    return [bench.figures[point]["loss"] for point in points]
+
+
+def _summary(bench: Points[Point], points: list[Point]) -> str:
     losses, bits = ([bench.figures[point][name] for point in points] for name in ("loss", "bits_per_byte"))
     return f"{statistics.fmean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f}) | {statistics.fmean(bits):.4f}"
 

@@ -12,7 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model.config
 import model.loss
 from model.decoder import Decoder
-from model.loss import chunks, compiled_chunk_loss, linear_cross_entropy
+from model.loss import (
+    chunks,
+    compiled_chunk_loss,
+    linear_cross_entropy,
+    losses_and_slopes,
+    losses_and_slopes_in_place,
+)
 from tests.model.shapes import kept_for_backward, small_config, small_decoder
 
 
@@ -27,8 +33,9 @@ def problem(rows: int = 50, width: int = 24, vocabulary: int = 101) -> tuple[tor
 
 @pytest.mark.parametrize("logits_at_once", [1, 128 * 7, 128 * 50, 2**24])
 def test_loss_and_gradients_are_those_of_the_plain_one(logits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks of 1, 7 and all rows; scaled as the loop scales it."""
+    """In chunks of 1, 7 and all rows, of which the caches hold 3; scaled as the loop scales it."""
     monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", logits_at_once)
+    monkeypatch.setattr(model.loss, "CACHED_LOGITS", 128 * 3)
     hidden, weight, targets = problem()
     loss = linear_cross_entropy(hidden, weight, targets, 101)
     (loss / 37).backward()
@@ -45,9 +52,38 @@ def test_loss_and_gradients_are_those_of_the_plain_one(logits_at_once: int, monk
         assert linear_cross_entropy(hidden, weight, targets, 101).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_in_bf16_gradients_are_as_near_to_fp32s_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 50 chunks: added up in bf16, the weight's gradient would lose by each."""
-    monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", 128 * 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("logits_at_once", [1, 128 * 7, 2**24])
+def test_a_few_rows_at_a_time_give_the_bits_of_all_at_once(
+    logits_at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.loss, "CACHED_LOGITS", logits_at_once)
+    torch.manual_seed(3)
+    logits, (_, _, targets) = torch.randn(50, 128).to(dtype), problem()
+    losses, slopes = losses_and_slopes(logits.clone(), targets, 101, True)
+    in_place = logits.clone()
+    found, written = losses_and_slopes_in_place(in_place, targets, 101, True)
+    assert torch.equal(found, losses) and torch.equal(written, slopes.to(dtype))
+    assert written.data_ptr() == in_place.data_ptr()
+
+
+def test_rows_without_a_target_cost_nothing() -> None:
+    hidden, weight, targets = problem(640)
+    targets[6:] = -100
+    with Largest() as largest:
+        loss = linear_cross_entropy(hidden, weight, targets, 101)
+    assert largest.numbers == weight.numel() < 640 * 128
+    assert loss.item() == pytest.approx(linear_cross_entropy(hidden[:6], weight, targets[:6], 101).item(), rel=1e-6)
+    loss = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100), 101)
+    loss.backward()
+    assert hidden.grad is not None and weight.grad is not None
+    assert not loss and not hidden.grad.any() and not weight.grad.any()
+
+
+@pytest.mark.parametrize("chunk", [8, 400])
+def test_in_bf16_gradients_are_as_near_to_fp32s_as_the_plain_ones(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 43 chunks, and in one: added up in bf16, the weight's gradient would lose by each."""
+    monkeypatch.setitem(model.loss.CHUNK_LOGITS, "cpu", 128 * chunk)
     exact_hidden, exact_weight, targets = problem(400)
     F.cross_entropy(exact_hidden @ exact_weight[:101].T, targets, reduction="sum").div(1000).backward()
     errors = []
