@@ -131,6 +131,9 @@ def records(
     corpus: Annotated[Path, typer.Argument(help="Folder written by `biogpt corpus`.")],
     task: Annotated[str, typer.Argument(help="What is to be written of a citation: title, conclusion or infilling.")],
     out: Out,
+    instruction: Annotated[
+        str, typer.Option(help="What every source begins with, so that one model can learn several tasks.")
+    ] = "",
 ) -> None:
     """Make records to learn from of a corpus: the title from the abstract, the conclusion from the rest, masked words.
 
@@ -138,7 +141,7 @@ def records(
     """
     from data.shards.corpus_records import make_records
 
-    counts = make_records(corpus, task, out)["counts"]
+    counts = make_records(corpus, task, out, instruction.strip())["counts"]
     left_out = "".join(f", {count:,} {reason}" for reason, count in counts.pop("left_out").items())
     written = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     print(f"{out}: {written} records{f'; left out:{left_out[1:]}' if left_out else ''}")

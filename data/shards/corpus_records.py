@@ -54,11 +54,12 @@ Task = Callable[[Citation], Pair | str]
 """A record of a citation, or why it gives none, in a few words."""
 
 
-def make_records(corpus: Path, task: str, out: Path) -> dict[str, Any]:
+def make_records(corpus: Path, task: str, out: Path, instruction: str = "") -> dict[str, Any]:
     """Write the folder `out` with a file of records for each split of a corpus. Returns its manifest.
 
-    task: a name in TASKS. Raises UserError, which names a corpus that is missing or damaged, a task that does not
-    exist, a split without a record, or an `out` made from other inputs.
+    task: a name in TASKS. instruction: what every source begins with, for a model of several tasks. Raises UserError,
+    which names a corpus that is missing or damaged, a task that does not exist, a split without a record, or an `out`
+    made from other inputs.
     """
     if task not in TASKS:
         raise UserError(f"{task}: no such task; choose from {', '.join(TASKS)}")
@@ -72,7 +73,7 @@ def make_records(corpus: Path, task: str, out: Path) -> dict[str, Any]:
         counts, left_out = {}, Counter()
         with progress("records: writing", sum(map(len, files.values()))) as advance:
             for split, of_split in files.items():
-                records = _records(of_split, TASKS[task], left_out, advance)
+                records = _records(of_split, TASKS[task], instruction, left_out, advance)
                 counts[split] = write_json_lines(folder / f"{split}.jsonl", records)
                 if not counts[split]:
                     raise UserError(
@@ -83,11 +84,12 @@ def make_records(corpus: Path, task: str, out: Path) -> dict[str, Any]:
         shutil.copyfile(corpus / MANIFEST, folder / "corpus" / MANIFEST)  # for the model card; it proves itself
         return {**counts, "left_out": dict(sorted(left_out.items()))}
 
-    return make_folder(out, "records", {"task": task, "version": VERSION, "corpus": hashes}, fill)
+    given = {"instruction": instruction} if instruction else {}
+    return make_folder(out, "records", {"task": task, **given, "version": VERSION, "corpus": hashes}, fill)
 
 
 def _records(
-    files: list[Path], task: Task, left_out: Counter[str], advance: Callable[[], None]
+    files: list[Path], task: Task, instruction: str, left_out: Counter[str], advance: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     """The records of Parquet files in their order, one row group at a time. Counts why others are left out."""
     for file in files:
@@ -99,13 +101,21 @@ def _records(
                 if isinstance(pair, str):
                     left_out[pair] += 1
                 else:
-                    yield {"id": str(citation.pmid), **pair._asdict()}
+                    source = _instructed(instruction, pair.source)
+                    yield {"id": str(citation.pmid), "source": source, "target": pair.target}
         advance()
 
 
 def _is_short(citation: Citation, pair: Pair) -> bool:
     source = pair.source if isinstance(pair.source, str) else join_text(citation.title, citation.abstract)
     return len(source.split()) < LEAST_SOURCE or len(pair.target.split()) < LEAST_TARGET
+
+
+def _instructed(instruction: str, source: str | list[str | int]) -> str | list[str | int]:
+    """The source after the instruction and a space, as one writes a prompt."""
+    if not instruction:
+        return source
+    return f"{instruction} {source}" if isinstance(source, str) else [f"{instruction} ", *source]
 
 
 def title(citation: Citation) -> Pair | str:

@@ -69,7 +69,7 @@ class FineTuning:
 
     def settings(self, folder: Path) -> list[str]:
         """What its recipe says beyond the bundled one. All runs of a task have the same number of epochs."""
-        batch, epochs = {"bc5cdr-entities": (16, 10), "pubmedqa": (16, 5)}[self.task]
+        batch, epochs = {"bc5cdr-entities": (16, 6), "pubmedqa": (16, 4)}[self.task]
         records = folder / "records" / self.task
         steps = sum(1 for _ in (records / "train.jsonl").open()) * epochs // batch
         return [

@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -221,6 +222,24 @@ def test_records_are_the_corpus_in_its_order(task: str, corpus: Path, tmp_path: 
     assert manifest["counts"]["left_out"] == left_out and left_out
     verify_files(tmp_path / "out", read_manifest(tmp_path / "out", "records"))
     assert read_manifest(tmp_path / "out" / "corpus", "corpus") == read_manifest(corpus, "corpus")
+
+
+@pytest.mark.parametrize("task", ["title", "infilling"])
+def test_an_instruction_is_what_every_source_begins_with(task: str, corpus: Path, tmp_path: Path) -> None:
+    make_records(corpus, task, tmp_path / "plain")
+    said = ["records", str(corpus), task, "--instruction", " What is it? ", "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the same folder with the same instruction
+        result = CliRunner().invoke(app, said)
+        assert result.exit_code == 0, result.output
+    for split in SPLITS:
+        expected = lines(tmp_path / "plain" / f"{split}.jsonl")
+        for record in expected:
+            source: Any = record["source"]
+            text = isinstance(source, str)
+            record["source"] = f"What is it? {source}" if text else ["What is it? ", *source]
+        assert lines(tmp_path / "out" / f"{split}.jsonl") == expected
+    with pytest.raises(UserError, match="was made from other inputs or settings"):
+        make_records(corpus, task, tmp_path / "out")
 
 
 def test_a_command_that_is_killed_and_run_again_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
