@@ -237,7 +237,9 @@ def table(points: Points[Titles], finals: dict[str, list[Titles]], shorter: dict
     ended = ", ".join(f"{loss:.3f} after {steps}" for steps, loss in curve)
     steps = finals["random"][0].steps
     share = tokens_to_reach(goal, curve) / steps
-    reached = f"at {share:.2f}x of the steps" if share == share else "outside of the steps that were tried"
+    reached = f"with {share:.2f}x of the steps" if share == share else "in none of these runs"
+    if curve[0][1] < goal:
+        reached = "with the fewest of these steps already"
     lines += ["", f"The drawn start ends at {goal:.3f} after {steps} steps; the warm start, by steps of a whole run: "]
     lines[-1] += f"{ended}. It reaches {goal:.3f} {reached}."
     return "\n".join(lines)
