@@ -147,9 +147,9 @@ def check_losses(folder: Path) -> None:
 
 def check_sources(folder: Path) -> None:
     """A target must be easier to write from its own source than from that of another record."""
-    from pretrain.inference import losses_with_sources
+    from pretrain.inference import figures_with_sources
 
-    right, others = losses_with_sources(folder / "run")
+    right, others = (figures["loss"] for figures in figures_with_sources(folder / "run"))
     say("held-out loss, nats a target's token")
     print(f"with its source                {right:8.4f}")
     print(f"with another record's source   {others:8.4f}")

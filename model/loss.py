@@ -103,7 +103,8 @@ def losses_and_slopes_in_place(
     for start in range(0, len(targets_R), size):
         rows = slice(start, start + size)
         losses_R1[rows], slopes_RV = losses_and_slopes(logits_RV[rows], targets_R[rows], vocabulary, gradients)
-        logits_RV[rows] = slopes_RV
+        if gradients:
+            logits_RV[rows] = slopes_RV
     return losses_R1, logits_RV
 
 

@@ -44,8 +44,8 @@ def evaluate_folder(folder: Path, shards: Path | None, split: str, step: str = "
     return held_out_loss(model, held_out, 4, device)
 
 
-def losses_with_sources(run: Path) -> tuple[float, float]:
-    """The held-out loss of a run that learns from sources: with each target's source, and with those of others.
+def figures_with_sources(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`held_out_loss` of a run that learns from sources: with each target's source, and with those of others.
 
     Raises UserError if the run has no checkpoint, or its model has no encoder.
     """
@@ -55,7 +55,7 @@ def losses_with_sources(run: Path) -> tuple[float, float]:
     objective, device = make_objective(recipe), best_device()
     model, own = load_model(checkpoints, objective, device), objective.held_out()
     others: dict[str, HeldOut] = {name: OtherSources(each) for name, each in own.items()}
-    first, second = (held_out_loss(model, sources, 16, device)["loss"] for sources in (own, others))
+    first, second = (held_out_loss(model, sources, 16, device) for sources in (own, others))
     return first, second
 
 

@@ -2,14 +2,12 @@
 
 `python -m tests.bench.downstream --out FOLDER` pretrains a decoder of 2.9 million parameters on the real abstracts,
 without those that hold items of the benchmarks, and fine-tunes it on BC5CDR's spans and on PubMedQA. Everything that
-is done is kept in FOLDER, so a bench that was cut off goes on. About 2 hours of two idle cores.
+is done is kept in FOLDER, so a bench that was cut off goes on. It took 165 minutes of two cores.
 """
 
 import argparse
 import contextlib
 import io
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,6 @@ import numpy as np
 
 from data.common.files import read_json
 from data.corpus.benchmarks import Benchmarks
-from data.corpus.build import make_corpus
-from data.shards.build import make_shards
-from data.text.train import train_tokenizer
 from launch.data_commands import benchmark_items
 from pretrain.benchmark import answer, read_results, write_results
 from pretrain.export.folder import export
@@ -30,11 +25,11 @@ from pretrain.tasks.figures import Answers, Figure, accuracy, interval, micro_f1
 from pretrain.tasks.records import write_records
 from pretrain.tasks.task import Task
 from pretrain.train import train
-from tests.bench.learning import write_texts
+from tests.bench.learning import prepare
 from tests.bench.machine import machine
 from tests.bench.needs import need_shared
-from tests.bench.points import Figures, Points
-from tests.paths import ROOT, SHARED
+from tests.bench.points import Figures, Points, train_on_two_ranks
+from tests.paths import SHARED
 
 MERGES, EPOCHS, BATCH = 5_000, 3, 16_384  # tokens a step
 MODEL = [
@@ -83,14 +78,8 @@ class FineTuning:
         ]  # fmt: skip
 
 
-def prepare(folder: Path) -> None:
-    """Corpus without the benchmarks' items, tokenizer, shards, and the records of both tasks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_texts(folder / "texts.txt")
-    kept_out = Benchmarks(benchmark_items(SHARED / "data"))
-    make_corpus([folder / "texts.txt"], folder / "corpus", 0.01, 0.0, workers=2, benchmarks=kept_out)
-    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=MERGES, min_count=1, workers=2)
-    make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=2)
+def write_both_records(folder: Path) -> None:
+    """The records of both tasks."""
     (folder / "records").mkdir(exist_ok=True)
     for task, kind in (("bc5cdr-entities", "token_classification"), ("pubmedqa", "prompt_target")):
         write_records(task, kind, SHARED / "data" / DATA[task], folder / "records" / task)
@@ -109,8 +98,7 @@ def pretrain(folder: Path) -> None:
     }  # fmt: skip
     for start, given in settings_of_start.items():
         settings = [*PRETRAINING, *given, f"data.shards={folder / 'shards'}", f"train.run={folder / start}"]
-        command = [sys.executable, "-m", "launch.cli", "train", "tiny", *settings, "--ranks", "2"]
-        subprocess.run(command, cwd=ROOT, check=True)
+        train_on_two_ranks(settings)
 
 
 def measure(tuning: FineTuning, folder: Path) -> Figures:
@@ -187,7 +175,8 @@ def main() -> None:
     )
     folder = parser.parse_args().out.absolute()
     need_shared()
-    prepare(folder)
+    prepare(folder, MERGES, kept_out=Benchmarks(benchmark_items(SHARED / "data")))
+    write_both_records(folder)
     pretrain(folder)
     points = Points(folder, 2, measure, "validation")
     points.run(FineTuning(task, start, rate) for task in DATA for start in STARTS for rate in RATES)

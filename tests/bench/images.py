@@ -25,10 +25,8 @@ from data.text.train import train_tokenizer
 from pretrain.answers import log_likelihoods, open_language_model
 from pretrain.benchmark import benchmark
 from pretrain.export.folder import export
-from pretrain.held_out import OtherSources, held_out_loss
 from pretrain.images import make_images, question_accuracy
-from pretrain.load import best_device, load_model, load_run
-from pretrain.objectives.kinds import make_objective
+from pretrain.inference import figures_with_sources
 from pretrain.prefix_tree import search
 from pretrain.recipe import load_recipe
 from pretrain.tasks.records import write_records
@@ -75,17 +73,6 @@ def learn(out: Path) -> None:
     export(out / "run", out / "hf")
 
 
-def losses(run: Path) -> dict[str, list[float]]:
-    """Folder -> the held-out nats of a target's token with its own source, and with another record's."""
-    recipe, checkpoints, _ = load_run(run)
-    objective, device = make_objective(recipe), best_device()
-    model = load_model(checkpoints, objective, device)
-    return {
-        name: [held_out_loss(model, {"": each}, 16, device)["loss"] for each in (own, OtherSources(own))]
-        for name, own in objective.held_out().items()
-    }
-
-
 def misses(out: Path) -> dict[int, int]:
     """Beams -> how often beam search over all captions of one thing misses the likeliest, for `CAPTIONED` pictures."""
     model, tokenizer = open_language_model(out / "hf"), out / "tokenizer"
@@ -127,8 +114,9 @@ def main() -> None:
     for name, found in rows.items():
         print(f"| {name} | {' | '.join(f'{found[form]:.3f}' for form in CHOICES)} |")
     print("\n| records | with its source | with another's |\n|---|---|---|")
-    for name, (own, other) in losses(out / "run").items():
-        print(f"| {name} | {own:.3f} | {other:.3f} |")
+    own, others = figures_with_sources(out / "run")
+    for name in WEIGHTS:
+        print(f"| {name} | {own[f'{name}/loss']:.3f} | {others[f'{name}/loss']:.3f} |")
     print(f"\n{benchmark('pubmedqa', out / 'hf', PUBMEDQA, 'sum', None, None)}")
     found = misses(out)
     print(f"\n| beams | captions of {CAPTIONED} that beam search misses |\n|---|---|")

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from data.common.files import whole_file
+from data.corpus.benchmarks import Benchmarks
 from data.corpus.build import make_corpus
 from data.shards.build import make_shards
 from data.text.train import train_tokenizer
@@ -135,19 +136,22 @@ class Point:
         return [*SIZES[self.size].settings, *COMMON, *ARMS[self.arm], *own, *option]
 
 
-def prepare(folder: Path) -> None:
-    """The shards: a text a line, equal texts removed before the split, so that none is on both sides."""
-    if (folder / "shards").is_dir():
-        return
+def prepare(
+    folder: Path, merges: int = MERGES, keep: Callable[[str], bool] = bool, kept_out: Benchmarks | None = None
+) -> None:
+    """corpus/, tokenizer/ and shards/ of the shared abstracts, without the items of some benchmarks.
+
+    A text a line, equal texts removed before the split, so that none is on both sides. keep: as of `write_texts`.
+    """
     need_shared()
     folder.mkdir(parents=True, exist_ok=True)
-    write_texts(folder / "texts.txt")
-    make_corpus([folder / "texts.txt"], folder / "corpus", 0.01, 0.0, workers=2)
-    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=MERGES, min_count=1, workers=2)
+    write_texts(folder / "texts.txt", keep)
+    make_corpus([folder / "texts.txt"], folder / "corpus", 0.01, 0.0, workers=2, benchmarks=kept_out)
+    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=merges, min_count=1, workers=2)
     make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=2)
 
 
-def write_texts(path: Path, keep: Callable[[str], bool] = bool) -> None:
+def write_texts(path: Path, keep: Callable[[str], bool]) -> None:
     """Write the shared abstracts, a text a line. Of equal texts one is kept, and none that `keep` does not want."""
     texts: dict[str, None] = {}
     for record in shared_abstracts():

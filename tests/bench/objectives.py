@@ -3,7 +3,7 @@
 Three models of 1.3 million parameters a side read the first 128 tokens of a real abstract and learn its title: an
 encoder and a decoder that start from a pretrained decoder or from drawn weights, and the pretrained decoder alone with
 the abstract as its prefix. Each has its own learning rate, chosen in runs of a third, and three seeds. Finished runs in
-FOLDER are kept, so a bench that was cut off goes on. About 100 minutes on two idle cores; then `tests.bench.images`.
+FOLDER are kept, so a bench that was cut off goes on. An estimate is 2 hours of two idle cores.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import io
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +20,6 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from data.common.files import read_manifest
-from data.corpus.build import make_corpus
-from data.shards.build import make_shards
-from data.text.train import train_tokenizer
 from pretrain.checkpoint import Diverged
 from pretrain.generate import Decoding, Prompt, generate
 from pretrain.held_out import held_out_loss
@@ -32,14 +27,14 @@ from pretrain.load import best_device, load_model, load_run
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from pretrain.train import train
-from tests.bench.learning import shared_abstracts, tokens_to_reach, write_texts
+from tests.bench.learning import prepare, shared_abstracts, tokens_to_reach
 from tests.bench.machine import machine
 from tests.bench.needs import need_shared
-from tests.bench.points import Figures, Points
+from tests.bench.points import Figures, Points, train_on_two_ranks
 from tests.bench.rouge import KINDS, lead_sentence, rouge_scores
-from tests.paths import ROOT
 
-MERGES, SOURCE, LONGEST_TITLE, CONTEXT = 3_800, 128, 48, 192  # tokens, but for the merges
+RECIPE = "titles.toml"
+SOURCE, LONGEST_TITLE, CONTEXT = 128, 48, 192  # tokens
 BATCH, EPOCHS, PRETRAINING_BATCH = 64, 2, 48 * CONTEXT  # records, and tokens
 WRITTEN = 500  # held-out titles that each model writes
 HELD_OUT = 20  # one record of so many
@@ -98,18 +93,15 @@ class Titles:
         ]  # fmt: skip
 
 
-def prepare(folder: Path) -> None:
+def make_inputs(folder: Path) -> None:
     """Tokenizer, shards and a pretrained decoder, from texts without the held-out titles; the records for each kind.
 
     In the folders shuffled-*, each held-out title has the abstract of the next.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = list(titled())
     titles_held_out = tuple(title.casefold() for title, _ in pairs[::HELD_OUT])
-    write_texts(folder / "texts.txt", lambda text: bool(text) and not text.casefold().startswith(titles_held_out))
-    make_corpus([folder / "texts.txt"], folder / "corpus", 0.01, 0.0, workers=2)
-    train_tokenizer(folder / "corpus", folder / "tokenizer", merges=MERGES, min_count=1, workers=2)
-    make_shards(folder / "corpus", folder / "tokenizer", folder / "shards", workers=2)
+    prepare(folder, keep=lambda text: bool(text) and not text.casefold().startswith(titles_held_out))
+    (folder / RECIPE).write_text("")  # all settings are given
     pretrain(folder)
     if (folder / "shuffled-source_target" / "validation.jsonl").is_file():  # the last one
         return
@@ -143,7 +135,7 @@ def titled() -> Iterator[tuple[str, str]]:
 
 
 def cut(tokenizer: Any, title: str, abstract: str) -> Iterator[tuple[str, str]]:
-    """The source and the target of a record: the same words of an abstract for all arms. None if the title is long."""
+    """The source and the target of a record: the same words of an abstract for all arms. None of a long title."""
 
     def length(text: str) -> int:
         return len(tokenizer(text)["input_ids"])  # with `</s>`
@@ -167,17 +159,14 @@ def pretrain(folder: Path) -> None:
         f"schedule.warmup_steps={steps // 10}", "optimizer.learning_rate=0.016", "checkpoint.every_steps=200",
         f"evaluate.every_steps={steps}",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "launch.cli", "train", "tiny", *settings, "--ranks", "2"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    train_on_two_ranks(settings)
 
 
 def measure(point: Titles, folder: Path) -> Figures:
     """Train a run and return its held-out loss; of a final one, also that by others' abstracts, and ROUGE."""
-    path = folder / "titles.toml"
-    path.write_text("")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            run = train(load_recipe(str(path), point.settings(folder)))
+            run = train(load_recipe(str(folder / RECIPE), point.settings(folder)))
     except Diverged:
         return {"loss": 1e9}
     figures: Figures = {"loss": run.held_out["loss"]}
@@ -253,7 +242,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.out.absolute()
     need_shared()
-    prepare(folder)
+    make_inputs(folder)
     lines = [json.loads(line) for line in (folder / "source_target" / "validation.jsonl").read_text().splitlines()]
     steps = round(given.epochs * len((folder / "source_target" / "train.jsonl").read_text().splitlines()) / BATCH)
     points = Points(folder, 2, measure, "loss")

@@ -24,7 +24,7 @@ from tests.bench.machine import machine
 from tests.bench.needs import need_extra
 from tests.bench.trust import TORCHRUN
 from tests.paths import ROOT
-from tests.pretrain.runs import make_sample, metrics, settings, zero_3_settings
+from tests.pretrain.runs import make_sample, metrics, settings, stage_settings
 
 STEPS, EVERY, VOCABULARY = 20, 5, 42_384
 FAULT = re.compile(r"^(?:\[rank\d+\]: )?(biogpt: error: .*|[\w.]*(?:Error|Exception)(?:: \S.*)?)$", re.MULTILINE)
@@ -57,7 +57,7 @@ class Peer:
 
     def settings(self, name: str, stage: int, *more: str) -> list[str]:
         """A run of a few steps."""
-        chosen = zero_3_settings(self.folder) if stage == 3 else [f"deepspeed.stage={stage}"]
+        chosen = stage_settings(self.folder, stage)
         steps = [f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "evaluate.max_blocks=4"]
         alike = "optimizer.decay_biases_and_norms=false"  # as Trainer
         return settings(self.shards, self.folder / name, *chosen, *steps, alike, *more)

@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from data.common.files import read_json, write_json
+from tests.paths import ROOT
 
 
 class Point(Protocol):
@@ -54,6 +57,12 @@ class Points(Generic[P]):
     def close(self) -> None:
         """End the workers."""
         self._executor.shutdown()
+
+
+def train_on_two_ranks(settings: list[str]) -> None:
+    """Train a run of the recipe tiny with these settings by `biogpt train`, or go on where it was."""
+    command = [sys.executable, "-m", "launch.cli", "train", "tiny", *settings, "--ranks", "2"]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def _kept(point: P, folder: Path, measure: Callable[[P, Path], Figures]) -> Figures:

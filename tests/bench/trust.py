@@ -29,7 +29,7 @@ from pretrain.recipe import load_recipe
 from pretrain.run import Run
 from pretrain.train import train
 from tests.bench.machine import machine
-from tests.pretrain.runs import make_sample, metrics, settings, zero_3_settings
+from tests.pretrain.runs import make_sample, metrics, settings, stage_settings
 
 STEPS, EVERY = 120, 15
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node=2"]
@@ -38,10 +38,10 @@ CURVES = ("train/loss", "validation/loss", "train/learning_rate", "train/gradien
 
 def chosen(shards: Path, run: Path, stage: int) -> list[str]:
     """Dropout and layerdrop on, a checkpoint every few steps."""
-    stage_settings = zero_3_settings(shards.parent) if stage == 3 else [f"deepspeed.stage={stage}"]
+    layout = stage_settings(shards.parent, stage)
     more = [f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "evaluate.max_blocks=4"]
     dropout = ["model.layerdrop=0.2", "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
-    return settings(shards, run, *stage_settings, *more, *dropout)
+    return settings(shards, run, *layout, *more, *dropout)
 
 
 def start(arguments: list[str], module: str = "pretrain.train", kill_at: int = 0) -> subprocess.Popen[Any]:

@@ -18,7 +18,7 @@ from data.corpus.selection import funnel
 from data.corpus.settings import load_corpus_settings
 from data.shards.blocks import TokenStream, TrainingBlocks
 from pretrain.checkpoint import newest_checkpoint, read_state
-from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import metrics, run_case, settings, stage_settings
 from tests.ranks import Ranks
 from tests.shared import NLM
 
@@ -61,7 +61,7 @@ def losses(folder: Path, runs: Path, two_ranks: Ranks) -> dict[str, list[float]]
     found = {}
     for stage in range(4):
         run = runs / f"stage-{stage}"
-        chosen = zero_3_settings(runs) if stage == 3 else [f"deepspeed.stage={stage}"]
+        chosen = stage_settings(runs, stage)
         more = ["model.layerdrop=0.3", "model.hidden_dropout_prob=0.1", f"train.steps={STEPS}", "evaluate.max_blocks=4"]
         two_ranks.run(run_case, settings(folder / "shards", run, *chosen, *more))
         found[f"ZeRO {stage}"] = [*metrics(run, "train/loss").values(), *metrics(run, "validation/loss").values()]

@@ -49,7 +49,8 @@ def test_a_model_that_does_not_use_its_sources_has_not_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for others, learned in ((3.2, True), (3.05, False)):
-        monkeypatch.setattr("pretrain.inference.losses_with_sources", lambda run, others=others: (3.0, others))
+        figures = ({"loss": 3.0}, {"loss": others})
+        monkeypatch.setattr("pretrain.inference.figures_with_sources", lambda run, figures=figures: figures)
         if learned:
             check_sources(tmp_path)
         else:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from pretrain import saver
 from pretrain import train as loop
 from pretrain.checkpoint import CheckpointWriter
 from pretrain.metrics import Appended
+from pretrain.objectives.kinds import OBJECTIVES
+from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.run import Run
 from pretrain.saver import Saver
@@ -69,6 +73,11 @@ def zero_3_settings(folder: Path) -> list[str]:
     return ["deepspeed.stage=3", f"deepspeed.config={path}"]
 
 
+def stage_settings(folder: Path, stage: int) -> list[str]:
+    """A ZeRO stage; the third partitions even a tiny model."""
+    return zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
+
+
 def plain_start(chosen: list[str]) -> tuple[Recipe, TrainingBlocks, Decoder]:
     """The tiny recipe with these settings, its blocks and its new model, without objective and engine."""
     recipe = load_recipe("tiny", chosen)
@@ -108,6 +117,23 @@ def plain_losses(chosen: list[str], ranks: int) -> list[float]:
 def run_case(chosen: list[str]) -> int:
     """Train the tiny recipe with these settings; the step it ended at."""
     return train(load_recipe("tiny", chosen)).step
+
+
+def objective_case(recipe: str, chosen: list[str], objective: type[Objective], killed_before: int = 0) -> int:
+    """`run_case` of a recipe with another objective in the place of its own; SIGKILL of rank 0 before a step."""
+    found, update = load_recipe(recipe, chosen), loop.update
+    usual, OBJECTIVES[found.objective.kind] = OBJECTIVES[found.objective.kind], objective
+
+    def killed(run: Run, *arguments: Any) -> dict[str, Any]:
+        if run.step + 1 == killed_before and run.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(run, *arguments)
+
+    loop.update = killed  # type: ignore[assignment]
+    try:
+        return train(found).step
+    finally:
+        OBJECTIVES[found.objective.kind], loop.update = usual, update
 
 
 def refused_case(chosen: list[str]) -> str:
@@ -210,6 +236,6 @@ def back_to_step_4(run: Path, copy: Path) -> Path:
 def trained_run(ranks: Ranks, shards: Path, folder: Path, precision: str, stage: int) -> Path:
     """A run of six steps."""
     run = folder / "run"
-    chosen = zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
+    chosen = stage_settings(folder, stage)
     ranks.run(run_case, settings(shards, run, "train.steps=6", f"train.precision={precision}", *chosen))
     return run

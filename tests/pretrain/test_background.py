@@ -15,7 +15,7 @@ from pretrain import train as program
 from pretrain.checkpoint import list_checkpoints, newest_checkpoint, step_of
 from pretrain.run import Run
 from pretrain.saver import Saver
-from tests.pretrain.runs import metrics, refused_case, run_case, settings, zero_3_settings
+from tests.pretrain.runs import metrics, refused_case, run_case, settings, stage_settings
 from tests.ranks import Ranks
 
 MORE = ["train.steps=8", "checkpoint.every_steps=3", "evaluate.max_blocks=4", "model.layerdrop=0.3"]
@@ -25,7 +25,7 @@ MORE = ["train.steps=8", "checkpoint.every_steps=3", "evaluate.max_blocks=4", "m
     "stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
 )
 def test_both_ways_give_the_same_bytes(stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
-    layout = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    layout = stage_settings(tmp_path, stage)
     files = []
     for background in ("true", "false"):
         run = tmp_path / background

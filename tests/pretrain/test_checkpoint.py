@@ -26,6 +26,7 @@ from tests.pretrain.runs import (
     metrics,
     run_case,
     settings,
+    stage_settings,
     whole,
     write_checkpoint,
     zero_3_settings,
@@ -51,7 +52,7 @@ def test_a_resumed_run_gives_the_same_bits(
     """Two ranks, dropout and layerdrop on: every loss and every byte of the last checkpoint."""
     shards, run = sample_folder / "shards", tmp_path / "run"
     chosen = [*MORE, *DROPOUT, f"train.precision={precision}"]
-    chosen += zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    chosen += stage_settings(tmp_path, stage)
     two_ranks.run(run_case, settings(shards, run, *chosen))
     resumed = back_to_step_4(run, tmp_path / "resumed")
     two_ranks.run(run_case, settings(shards, resumed, *chosen))

@@ -20,7 +20,7 @@ from pretrain.saver import first_not_finite
 from pretrain.train import build
 from pretrain.weights import load_weights
 from tests.golden.observe import describe
-from tests.pretrain.runs import metrics, refused_case, run_case, settings, write_checkpoint, zero_3_settings
+from tests.pretrain.runs import metrics, refused_case, run_case, settings, stage_settings, write_checkpoint
 from tests.ranks import Ranks
 
 MORE = ["checkpoint.every_steps=2", "evaluate.max_blocks=2", "checkpoint.keep_last=1"]
@@ -31,7 +31,7 @@ POISON = ["optimizer.learning_rate=1e30", "schedule.initial_learning_rate=1e30",
 def test_a_diverging_run_keeps_its_good_checkpoint_and_goes_on_from_it(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
-    layout = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    layout = stage_settings(tmp_path, stage)
     run, good = tmp_path / "run", tmp_path / "good"
     chosen = settings(sample_folder / "shards", run, *MORE, *layout)
     two_ranks.run(run_case, [*chosen, "train.steps=2"])

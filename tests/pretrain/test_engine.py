@@ -15,7 +15,7 @@ from pretrain import ROOT
 from pretrain.engine import compiles
 from pretrain.given import SHAPE
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import end_of_run, metrics, plain_losses, run_case, settings, zero_3_settings
+from tests.pretrain.runs import end_of_run, metrics, plain_losses, run_case, settings, stage_settings
 from tests.ranks import Ranks
 
 
@@ -29,7 +29,7 @@ def test_zero_0_to_3_give_the_losses_of_plain_torch(
     worst = {}
     for stage in range(4):
         run = tmp_path / f"stage-{stage}"
-        chosen = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+        chosen = stage_settings(tmp_path, stage)
         two_ranks.run(run_case, settings(sample_folder / "shards", run, *common, *chosen))
         losses = list(metrics(run, "train/loss").values())
         assert len(losses) == 20
@@ -43,7 +43,7 @@ def test_bf16_trains_at_stages_1_to_3(two_ranks: Ranks, sample_folder: Path, tmp
     last = {}
     for stage in (1, 2, 3):
         run = tmp_path / f"stage-{stage}"
-        chosen = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+        chosen = stage_settings(tmp_path, stage)
         more = ["train.precision=bf16", "train.steps=10", "evaluate.max_blocks=4"]
         two_ranks.run(run_case, settings(sample_folder / "shards", run, *more, *chosen))
         last[stage] = metrics(run, "train/loss")[10]

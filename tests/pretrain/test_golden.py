@@ -18,7 +18,7 @@ from model.decoder import Decoder, DecoderLayer, is_dropped
 from pretrain import engine as engines
 from pretrain.interrupt import StopRequest
 from pretrain.recipe import load_recipe
-from tests.pretrain.runs import plain_losses, settings, zero_3_settings
+from tests.pretrain.runs import plain_losses, settings, stage_settings
 from tests.ranks import Ranks
 
 STEPS = 6
@@ -43,10 +43,6 @@ def variant(shards: Path, folder: Path, ranks: int, accumulation: int, *more: st
     run = folder / "-".join(more).replace("/", "_")[-100:] / f"{ranks}-{accumulation}"
     size = [f"train.micro_batch_size={16 // ranks // accumulation}", f"train.steps={STEPS}"]
     return [*settings(shards, run, "model.num_hidden_layers=4"), *size, *more]
-
-
-def stage_settings(folder: Path, stage: int) -> list[str]:
-    return zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -1,22 +1,17 @@
 """Every objective in every layout, and killed: the losses and weights of plain torch, the bits of a run left alone."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from pretrain import train as loop
 from pretrain.checkpoint import newest_checkpoint, step_of
 from pretrain.objectives.kinds import OBJECTIVES
 from pretrain.objectives.objective import Objective
 from pretrain.recipe import load_recipe
-from pretrain.run import Run
-from pretrain.train import train
 from tests.pretrain import test_bert_source, test_classification, test_records_mixture, test_source_target
-from tests.pretrain.runs import end_of_run, metrics, settings, zero_3_settings
+from tests.pretrain.runs import end_of_run, metrics, objective_case, settings, stage_settings
 from tests.pretrain.test_objective import MaskedTokens, plain_training
 from tests.pretrain.tuning import tuning, write_folder
 from tests.ranks import Ranks
@@ -90,7 +85,7 @@ def four_ranks() -> Iterator[Ranks]:
 
 def chosen_for(name: str, given: Folders, run: Path, stage: int) -> Chosen:
     recipe, chosen = CASES[name](given, run)
-    layout = zero_3_settings(run.parent) if stage == 3 else [f"deepspeed.stage={stage}"]
+    layout = stage_settings(run.parent, stage)
     if stage == 3 and "model.share_layers=true" in chosen:
         layout.append("model.layerdrop=0")  # ZeRO 3 refuses LayerDrop of shared layers
     return recipe, [*chosen, f"train.steps={STEPS}", "checkpoint.every_steps=2", "evaluate.every_steps=6", *layout]
@@ -104,24 +99,6 @@ def objective_of(name: str, recipe: str, chosen: list[str]) -> type[Objective]:
     return MaskedTokens if name == "next_token" else OBJECTIVES[found.objective.kind]
 
 
-def case(recipe: str, chosen: list[str], objective: type[Objective], killed_before: int = 0) -> int:
-    """Train by this objective, and end rank 0 by SIGKILL before a step, the other ranks left waiting."""
-    found = load_recipe(recipe, chosen)
-    usual, OBJECTIVES[found.objective.kind] = OBJECTIVES[found.objective.kind], objective
-    update = loop.update
-
-    def killed(run: Run, *arguments: object) -> dict[str, object]:
-        if run.step + 1 == killed_before and run.rank == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return update(run, *arguments)  # type: ignore[arg-type]
-
-    loop.update = killed  # type: ignore[assignment]
-    try:
-        return train(found).step
-    finally:
-        OBJECTIVES[found.objective.kind], loop.update = usual, update
-
-
 @pytest.mark.parametrize(("name", "stage", "size"), MATRIX)
 def test_every_objective_trains_as_plain_torch_does(
     name: str, stage: int, size: int, given: Folders, request: pytest.FixtureRequest, tmp_path: Path
@@ -131,7 +108,7 @@ def test_every_objective_trains_as_plain_torch_does(
     run = tmp_path / "run"
     recipe, chosen = chosen_for(name, given, run, stage)
     objective = objective_of(name, recipe, chosen)
-    ranks.run(case, recipe, chosen, objective)
+    ranks.run(objective_case, recipe, chosen, objective)
     found = list(metrics(run, "train/loss").values())
     expected, model = plain_training(load_recipe(recipe, chosen), size, objective)
     off = max(abs(a / b - 1) for a, b in zip(found, expected, strict=True))
@@ -160,12 +137,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     recipe, chosen = chosen_for(name, given, tmp_path / "whole", stage)
     objective = objective_of(name, recipe, chosen)
-    two_ranks.run(case, recipe, chosen, objective)
+    two_ranks.run(objective_case, recipe, chosen, objective)
     _, again = chosen_for(name, given, tmp_path / "killed", stage)
     ranks = Ranks(2)
     with pytest.raises(AssertionError, match="rank 0 of 2"):
-        ranks.run(case, recipe, again, objective, 6)
+        ranks.run(objective_case, recipe, again, objective, 6)
     newest, faults = newest_checkpoint(tmp_path / "killed")
     assert newest and not faults and step_of(newest) in (2, 4)
-    two_ranks.run(case, recipe, again, objective)
+    two_ranks.run(objective_case, recipe, again, objective)
     assert end_of_run(tmp_path / "killed") == end_of_run(tmp_path / "whole")

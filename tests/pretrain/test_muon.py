@@ -15,7 +15,7 @@ from pretrain.muon import Holding, Muon, Part, orthogonalize, work
 from pretrain.objectives.kinds import make_objective
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
-from tests.pretrain.runs import back_to_step_4, metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import back_to_step_4, metrics, run_case, settings, stage_settings, zero_3_settings
 from tests.pretrain.test_optimizer import same_end
 from tests.ranks import Ranks
 
@@ -105,16 +105,12 @@ def plain_losses(chosen: list[str]) -> list[float]:
     return losses
 
 
-def chosen_stage(stage: int, folder: Path) -> list[str]:
-    return zero_3_settings(folder) if stage == 3 else [f"deepspeed.stage={stage}"]
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_defined_and_resume_exactly(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
     shards, run = sample_folder / "shards", tmp_path / "run"
-    chosen = chosen_stage(stage, tmp_path)
+    chosen = stage_settings(tmp_path, stage)
     two_ranks.run(run_case, settings(shards, run, *MORE, *chosen))
     losses = metrics(run, "train/loss")
     assert list(losses.values()) == pytest.approx(plain_losses(settings(shards, run, *MORE)), rel=2e-5)
@@ -129,7 +125,7 @@ def test_two_ranks_train_as_defined_and_resume_exactly(
 def test_bf16_resumes_exactly(stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
     """DeepSpeed has other optimizer classes there. The losses are near those in fp32."""
     shards, run = sample_folder / "shards", tmp_path / "run"
-    chosen = [*MORE, *chosen_stage(stage, tmp_path), "train.precision=bf16"]
+    chosen = [*MORE, *stage_settings(tmp_path, stage), "train.precision=bf16"]
     two_ranks.run(run_case, settings(shards, run, *chosen))
     losses = metrics(run, "train/loss")
     assert list(losses.values()) == pytest.approx(plain_losses(settings(shards, run, *MORE)), rel=0.01)
@@ -188,7 +184,7 @@ def test_a_dropped_layer_keeps_its_matrices_and_everything_else_moves(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
     chosen = settings(
-        sample_folder / "shards", tmp_path / "run", *MORE, *chosen_stage(stage, tmp_path), "train.micro_batch_size=8",
+        sample_folder / "shards", tmp_path / "run", *MORE, *stage_settings(tmp_path, stage), "train.micro_batch_size=8",
         "model.layerdrop=0.5",
     )  # fmt: skip
     dropped_ones = complete = 0

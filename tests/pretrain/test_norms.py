@@ -11,7 +11,7 @@ from model.decoder import Decoder
 from pretrain.norms import group
 from pretrain.recipe import load_recipe
 from pretrain.schedule import learning_rate
-from tests.pretrain.runs import metrics, plain_start, run_case, settings, zero_3_settings
+from tests.pretrain.runs import metrics, plain_start, run_case, settings, stage_settings
 from tests.pretrain.test_train import fp16_case
 from tests.ranks import Ranks
 
@@ -73,7 +73,7 @@ def check(run: Path, expected: list[dict[str, float]], tolerance: float) -> None
 def test_norms_are_those_of_a_plain_model(stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
     """Clipped to a tenth of the norm, with accumulation and dropped layers."""
     more = ["train.steps=3", "model.layerdrop=0.3", "optimizer.gradient_clipping=0.3", "evaluate.max_blocks=4"]
-    chosen = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    chosen = stage_settings(tmp_path, stage)
     given = settings(sample_folder / "shards", tmp_path / "run", *more, *chosen)
     two_ranks.run(run_case, given)
     check(tmp_path / "run", plain_norms(given, ranks=2), 1e-4)
@@ -85,7 +85,7 @@ def test_norms_in_bf16_are_those_of_a_plain_model(
 ) -> None:
     """DeepSpeed keeps its gradients in another way at each of these stages."""
     more = ["train.steps=2", "train.precision=bf16", "optimizer.gradient_clipping=0.3", "evaluate.max_blocks=4"]
-    chosen = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    chosen = stage_settings(tmp_path, stage)
     given = settings(sample_folder / "shards", tmp_path / "run", *more, *chosen)
     two_ranks.run(run_case, given)
     check(tmp_path / "run", plain_norms(given, ranks=2), 5e-2)

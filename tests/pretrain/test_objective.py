@@ -12,12 +12,12 @@ from data.common.hashing import mix64
 from model.architecture import Architecture
 from model.loss import IGNORE_INDEX
 from pretrain.held_out import Batch
-from pretrain.objectives.kinds import OBJECTIVES, make_objective
+from pretrain.objectives.kinds import make_objective
 from pretrain.objectives.next_token import NextToken
 from pretrain.objectives.objective import Objective
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.schedule import learning_rate
-from tests.pretrain.runs import run_case, settings
+from tests.pretrain.runs import objective_case, settings
 from tests.ranks import Ranks
 
 LENGTH = 64  # of the tests' blocks
@@ -51,16 +51,6 @@ class NoTargets(MaskedTokens):
 
     def mask(self, number: int) -> np.ndarray:
         return super().mask(number) & (number // 16 != 1)
-
-
-def masked_case(chosen: list[str], objective: type[Objective]) -> int:
-    """`run_case` with another objective in the place of the recipe's."""
-    kind = load_recipe("tiny", chosen).objective.kind
-    usual, OBJECTIVES[kind] = OBJECTIVES[kind], objective
-    try:
-        return run_case(chosen)
-    finally:
-        OBJECTIVES[kind] = usual
 
 
 def plain_training(recipe: Recipe, ranks: int, kind: type[Objective]) -> tuple[list[float], Architecture]:
@@ -103,7 +93,7 @@ def test_ranks_have_different_numbers_of_targets_and_some_none(sample_folder: Pa
 def test_a_global_batch_without_a_target_is_refused(two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
     chosen = settings(sample_folder / "shards", tmp_path / "run", *MORE)
     with pytest.raises(AssertionError, match=r"step 2: none of its examples \(16 to 31\) has a target"):
-        two_ranks.run(masked_case, chosen, NoTargets)
+        two_ranks.run(objective_case, "tiny", chosen, NoTargets)
 
 
 def test_inputs_that_do_not_fit_are_refused(sample_folder: Path, tmp_path: Path) -> None:

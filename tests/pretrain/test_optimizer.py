@@ -15,7 +15,7 @@ from pretrain.objectives.kinds import make_objective
 from pretrain.optimizer import KINDS, AdamW, Groups, Optimizer, OptimizerKind
 from pretrain.recipe import OptimizerSection, load_recipe
 from pretrain.schedule import learning_rate
-from tests.pretrain.runs import back_to_step_4, metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import back_to_step_4, metrics, run_case, settings, stage_settings
 from tests.ranks import Ranks
 
 MORE = ["train.steps=8", "checkpoint.every_steps=4", "evaluate.max_blocks=4"]
@@ -98,7 +98,7 @@ def test_a_second_kind_trains_saves_and_resumes(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
     shards, run = sample_folder / "shards", tmp_path / "run"
-    chosen = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    chosen = stage_settings(tmp_path, stage)
     two_ranks.run(mixed_case, settings(shards, run, *MORE, *chosen))
     losses = metrics(run, "train/loss")
     assert list(losses.values()) == pytest.approx(plain_losses(settings(shards, run, *MORE)), rel=2e-5)
@@ -130,7 +130,7 @@ def same_end(*runs: Path) -> None:
 )
 def test_two_groups_of_adamw_save_and_resume(stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path) -> None:
     """Biases and norms without decay: DeepSpeed alone finds the states of the first group only."""
-    chosen = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    chosen = stage_settings(tmp_path, stage)
     chosen += ["optimizer.decay_biases_and_norms=false", "optimizer.weight_decay=0.5"]
     run = tmp_path / "run"
     two_ranks.run(run_case, settings(sample_folder / "shards", run, *MORE, *chosen))

@@ -29,7 +29,7 @@ from pretrain.plan import (
     parameter_count,
 )
 from pretrain.recipe import Recipe, load_recipe
-from tests.pretrain.runs import zero_3_settings
+from tests.pretrain.runs import stage_settings
 from tests.ranks import Ranks
 
 VOCABULARY = 300
@@ -82,7 +82,7 @@ def states_case(settings: list[str]) -> tuple[int, int]:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_states_of_a_rank_are_those_that_deepspeed_keeps(stage: int, two_ranks: Ranks, tmp_path: Path) -> None:
-    settings = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    settings = stage_settings(tmp_path, stage)
     found = two_ranks.run(states_case, settings)
     planned = memory(recipe_of(*settings), VOCABULARY, ranks=2)
     assert sum(states for states, _ in found) == pytest.approx(2 * planned.optimizer, rel=0.01)

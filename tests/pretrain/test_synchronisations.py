@@ -17,7 +17,7 @@ from pretrain.held_out import Batch
 from pretrain.interrupt import StopRequest
 from pretrain.recipe import load_recipe
 from pretrain.run import Run
-from tests.pretrain.runs import run_case, settings, zero_3_settings
+from tests.pretrain.runs import run_case, settings, stage_settings
 from tests.pretrain.waits import waits
 from tests.ranks import Ranks
 
@@ -80,7 +80,7 @@ def test_a_step_waits_for_the_device_at_its_end_alone(
     stage: int, clipping: int, most: int, one_rank: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:
     """As often for 2 micro-batches as for 8."""
-    layout = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
+    layout = stage_settings(tmp_path, stage)
     more = [*layout, "train.precision=bf16", f"optimizer.gradient_clipping={clipping}", "model.boundaries=document"]
     counts = []
     for micro_batch_size in (8, 2):

@@ -18,7 +18,7 @@ from pretrain.export.folder import export
 from pretrain.inference import evaluate_folder
 from pretrain.recipe import load_recipe
 from pretrain.train import train
-from tests.pretrain.runs import metrics, run_case, settings, zero_3_settings
+from tests.pretrain.runs import metrics, run_case, settings, stage_settings, zero_3_settings
 from tests.ranks import Ranks
 
 
@@ -74,8 +74,8 @@ def test_a_step_with_a_bad_gradient_is_skipped_counted_and_reported(
     tmp_path: Path,
 ) -> None:
     """Step 3's update is left out on both ranks; data and schedule go on as if it had been taken."""
-    stage_settings = zero_3_settings(tmp_path) if stage == 3 else [f"deepspeed.stage={stage}"]
-    more = [*stage_settings, "train.steps=6", f"train.precision={precision}", "evaluate.max_blocks=2"]
+    layout = stage_settings(tmp_path, stage)
+    more = [*layout, "train.steps=6", f"train.precision={precision}", "evaluate.max_blocks=2"]
     chosen = settings(sample_folder / "shards", tmp_path / "run", *more)
     results = two_ranks.run(poisoned_case, chosen, (2,))
     assert [result[:2] for result in results] == [(6, 1)] * 2
