@@ -28,9 +28,7 @@ def linear_cross_entropy(
     Rows of the weight from `vocabulary` on never enter the softmax. Targets of -100 do not count.
     """
     if hidden_RH.is_cpu and not compiled:  # a GPU's host would have to wait, and each number of rows be compiled
-        counted_R = targets_R != IGNORE_INDEX
-        if not counted_R.all():
-            hidden_RH, targets_R = hidden_RH[counted_R], targets_R[counted_R]
+        hidden_RH, targets_R = rows_with_a_target(hidden_RH, targets_R)
     needs_gradient = torch.is_grad_enabled() and (hidden_RH.requires_grad or weight_VH.requires_grad)
     if needs_gradient:
         return _LinearCrossEntropy.apply(hidden_RH, weight_VH, targets_R, vocabulary, compiled)  # type: ignore[return-value]
@@ -39,6 +37,14 @@ def linear_cross_entropy(
     for rows in chunks(hidden_RH, weight_VH, compiled):
         total += chunk(hidden_RH[rows], weight_VH, targets_R[rows], vocabulary, False)[0]
     return total
+
+
+def rows_with_a_target(hidden_RH: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that count, without a copy if all do. The host waits for their number."""
+    counted_R = targets_R != IGNORE_INDEX
+    if counted_R.all():
+        return hidden_RH, targets_R
+    return hidden_RH[counted_R], targets_R[counted_R]
 
 
 def chunks(hidden_RH: Tensor, weight_VH: Tensor, compiled: bool) -> list[slice]:
