@@ -2,13 +2,15 @@
 
 A file holds an object on each line, such as {"id": "1", "prompt": "...", "target": "..."}. An objective names the keys
 that it needs, and turns each record into `Encoded`: the ids that the model reads and the labels that it learns. Other
-keys are ignored. Files are read and encoded whole, once. Where an objective takes `PIECES`, a value is a text or a list
-of texts and reserved numbers, such as ["What colour is the disc?", 17, 4].
+keys are ignored. Files are read and encoded once, some records at a time; ids and labels stay in memory. Where an
+objective takes `PIECES`, a value is a text or a list of texts and reserved numbers, such as
+["What colour is the disc?", 17, 4].
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, get_args
@@ -64,14 +66,20 @@ def read_records(path: Path, keys: Keys) -> list[Record]:
 
     Raises UserError that names the file and the line of the first mistake.
     """
+    return list(stream_records(path, keys))
+
+
+def stream_records(path: Path, keys: Keys) -> Iterator[Record]:
+    """The same, of which one is in memory at a time. A mistake is found when its line is reached."""
+    number = 0
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield _read_record(f"{path}: line {number}", line.rstrip(b"\r\n"), keys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
-    records = [_read_record(f"{path}: line {number}", line, keys) for number, line in enumerate(lines, 1)]
-    if not records:
+    if not number:
         raise UserError(f"{path}: holds no record")
-    return records
 
 
 def _read_record(place: str, line: bytes, keys: Keys) -> Record:
@@ -146,31 +154,38 @@ def encode_with_offsets(tokenizer: Path, texts: Sequence[str]) -> list[tuple[lis
 
 
 class Records:
-    """The encoded records of a file, by their places in it."""
+    """The encoded records of a file, by their places in it. Four bytes an id and a label."""
 
     def __init__(
         self,
-        encoded: Sequence[Encoded],
+        encoded: Iterable[Encoded],
         context_length: int,
         ignore_index: int,
         label_width: int | None = None,
         pad_id: int = PAD_ID,
     ) -> None:
         """label_width: how many labels each record has; None means as many as each has, padded. pad_id: of the ids."""
-        self._encoded, self._context_length, self._ignore_index = encoded, context_length, ignore_index
+        self._context_length, self._ignore_index = context_length, ignore_index
         self._label_width, self._pad_id = label_width, pad_id
-        self.tokens = np.array([len(each.ids) for each in encoded])
+        self._ids, self._labels, self._cut, self._answers, counted = _Rows(), _Rows(), array("b"), [], array("i")
+        for each in encoded:
+            self._ids.append(each.ids)
+            self._labels.append(each.labels)
+            self._cut.append(each.cut)
+            self._answers.append(each.answer)
+            counted.append(int((each.labels != ignore_index).sum()))
+        self.tokens = np.diff(self._ids.bounds)
         """How many ids each record has."""
-        self.counted = np.array([int((each.labels != ignore_index).sum()) for each in encoded])
+        self.counted = np.array(counted)
         """How many of its labels count."""
-        self.cut = sum(each.cut for each in encoded)
+        self.cut = sum(self._cut)
         """How many records were longer than the context."""
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self._answers)
 
     def __getitem__(self, place: int) -> Encoded:
-        return self._encoded[place]
+        return Encoded(self._ids[place], self._labels[place], bool(self._cut[place]), self._answers[place])
 
     def batch(self, places: Sequence[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (rows, S) int64 and labels (rows, T or `label_width`) of records, padded on the right.
@@ -178,11 +193,11 @@ class Records:
         S and T are those of the longest record, rounded up (`PADDINGS`). Padded ids are `pad_id` and padded labels do
         not count; so are the rows after those of `places`.
         """
-        chosen = [self._encoded[place] for place in places]
+        chosen = [self[place] for place in places]
         length = self._padded(max((len(each.ids) for each in chosen), default=1))
         width = self._label_width or self._padded(max((len(each.labels) for each in chosen), default=1))
         ids = np.full((rows, length), self._pad_id, np.int64)
-        labels = np.full((rows, width), self._ignore_index, self._encoded[0].labels.dtype)
+        labels = np.full((rows, width), self._ignore_index, np.int64)
         for row, each in enumerate(chosen):
             ids[row, : len(each.ids)] = each.ids
             labels[row, : len(each.labels)] = each.labels
@@ -191,3 +206,19 @@ class Records:
     def _padded(self, longest: int) -> int:
         step = math.ceil(self._context_length / PADDINGS)
         return min(math.ceil(longest / step) * step, self._context_length)
+
+
+class _Rows:
+    """Rows of whole numbers, of different lengths, one after the other."""
+
+    def __init__(self) -> None:
+        self._numbers, self.bounds = array("i"), array("q", [0])
+        """bounds: where each row begins, and the last one ends."""
+
+    def append(self, row: np.ndarray) -> None:
+        self._numbers.frombytes(row.astype(np.int32).tobytes())
+        self.bounds.append(len(self._numbers))
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        start, end = self.bounds[place : place + 2]
+        return np.frombuffer(self._numbers, np.int32)[start:end].astype(np.int64)

@@ -220,6 +220,10 @@ class SequenceClassification(Classification):
     keys: ClassVar[Keys] = {"text": str}
     head = SequenceClassifier
 
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.label_width = len(self._shape.labels) if self._shape.problem == "multiple" else 1
+
     def find_classes(self, train: list[Record]) -> tuple[Problem, list[str]]:
         """As `Classification.find_classes`. The first record says whether texts have several labels."""
         problem = "multiple" if "labels" in train[0].fields else "single"
@@ -229,11 +233,10 @@ class SequenceClassification(Classification):
         """As `RecordObjective.encode`."""
         texts = encode_texts(self.tokenizer, [record.fields["text"] for record in records])
         room, encoded, several = self._recipe.context_length() - 1, [], self._shape.problem == "multiple"
-        self.label_width = len(self._shape.labels) if several else 1
         for record, ids in zip(records, texts, strict=True):
             labels = read_labels(record, self._shape.problem)
             classes = [self.class_of(label, record) for label in labels]
-            row = np.isin(np.arange(self.label_width), classes).astype(np.int64) if several else np.array(classes)
+            row = np.isin(np.arange(len(self._shape.labels)), classes) if several else np.array(classes)
             encoded.append(Encoded(np.array([EOS_ID, *ids[:room]]), row, len(ids) > room, tuple(labels)))
         return encoded
 

@@ -1,7 +1,9 @@
 """What all objectives share that learn from records: their files, their order and their padded batches."""
 
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.mixture import MixedOrder
-from data.shards.records import Encoded, Keys, Record, Records, read_records
+from data.shards.records import Encoded, Keys, Record, Records, stream_records
 from data.text.ids import PAD_ID
 from model.architecture import Architecture
 from model.config import DecoderConfig
@@ -19,6 +21,9 @@ from pretrain.held_out import Batch, HeldOut
 from pretrain.objectives.objective import BenchmarkCounts, Objective, most_in_training, read_corpora
 from pretrain.recipe import Recipe
 from pretrain.weights import load_weights
+
+AT_A_TIME = 50_000
+"""Records whose texts are in memory at once."""
 
 
 class RecordObjective(Objective):
@@ -56,7 +61,7 @@ class RecordObjective(Objective):
     def _train(self) -> Records:
         """The training records of all folders, one folder after the other."""
         folders = [self.records("train", name) for name in self._folders]
-        return folders[0] if len(folders) == 1 else self._as_records([each for folder in folders for each in folder])
+        return folders[0] if len(folders) == 1 else self._as_records(each for folder in folders for each in folder)
 
     @cached_property
     def _order(self) -> MixedOrder:
@@ -79,11 +84,15 @@ class RecordObjective(Objective):
         name = name or next(iter(self._folders))
         called = f"{name} {split}" if len(self._folders) > 1 else split
         if called not in self._records:
-            encoded = self.encode(read_records(self._folders[name] / f"{split}.jsonl", self.keys))
-            self._records[called] = self._as_records(encoded)
+            self._records[called] = self._as_records(self._encoded(self._folders[name] / f"{split}.jsonl"))
         return self._records[called]
 
-    def _as_records(self, encoded: list[Encoded]) -> Records:
+    def _encoded(self, path: Path) -> Iterator[Encoded]:
+        records = stream_records(path, self.keys)
+        while some := list(islice(records, AT_A_TIME)):
+            yield from self.encode(some)
+
+    def _as_records(self, encoded: Iterable[Encoded]) -> Records:
         return Records(encoded, self._recipe.context_length(), IGNORE_INDEX, self.label_width, self.pad_id)
 
     def check(self) -> None:

@@ -167,6 +167,15 @@ def test_targets_and_tokens_are_pure_functions_of_the_numbers(records: Path, hf:
     assert objective.epochs(100) == {"records": 2.5}
 
 
+def test_records_are_encoded_some_at_a_time_as_they_are_all_at_once(
+    records: Path, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = objective_of(records, hf, tmp_path).batch(range(40))
+    monkeypatch.setattr("pretrain.objectives.records.AT_A_TIME", 7)
+    some = objective_of(records, hf, tmp_path).batch(range(40))
+    assert all(torch.equal(*pair) for pair in zip(whole, some, strict=True))
+
+
 def test_a_record_that_is_too_long_loses_the_beginning_of_its_prompt_and_is_counted(hf: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "records")
     long = {"prompt": "Mesurafen was studied. " * 9 + "Dravonol causes", "target": "asthma"}
