@@ -42,7 +42,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class CausalModel:
     """A causal language model and its tokenizer, ready to score texts."""
 
     name: str
@@ -153,7 +153,7 @@ def source_name(file: str) -> str:
     return re.sub(r"\d+", "*", file)
 
 
-def open_model(folder: Path, step: str = "", average: int = 1) -> LanguageModel:
+def open_model(folder: Path, step: str = "", average: int = 1) -> CausalModel:
     """A run or an HF folder as a language model. Raises UserError if it is not one, or has no tokenizer."""
     device = best_device()
     if (folder / "recipe.toml").is_file():
@@ -164,7 +164,7 @@ def open_model(folder: Path, step: str = "", average: int = 1) -> LanguageModel:
     def logits(inputs_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return model(input_ids=inputs_BT, attention_mask=mask_BT, use_cache=False).logits
 
-    opened = LanguageModel(
+    opened = CausalModel(
         str(folder),
         logits,
         tokenizer,
@@ -177,7 +177,7 @@ def open_model(folder: Path, step: str = "", average: int = 1) -> LanguageModel:
     return opened
 
 
-def open_run(run: Path, step: str, average: int, device: torch.device) -> LanguageModel:
+def open_run(run: Path, step: str, average: int, device: torch.device) -> CausalModel:
     """The checkpoint of a run; its data are not needed. Raises UserError if its model has other weights too."""
     recipe, checkpoints, _ = load_run(run, step, average)
     decoder = load_decoder(run, recipe, checkpoints)
@@ -188,7 +188,7 @@ def open_run(run: Path, step: str, average: int, device: torch.device) -> Langua
         return decoder(inputs_BT)
 
     ends = ends_of_text(tokenizer)
-    return LanguageModel(str(run), logits, tokenizer, decoder.config.vocab_size, recipe.context_length(), *ends, device)
+    return CausalModel(str(run), logits, tokenizer, decoder.config.vocab_size, recipe.context_length(), *ends, device)
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
@@ -214,7 +214,7 @@ def ends_of_text(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def check_causal(model: LanguageModel) -> None:
+def check_causal(model: CausalModel) -> None:
     """Raises UserError if an earlier prediction changes with a later token, as it does in encoders such as BERT."""
     inputs_BT = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]], device=model.device)
     first, second = model.logits(inputs_BT, torch.ones_like(inputs_BT))[:, :3].float().log_softmax(-1)
@@ -222,7 +222,7 @@ def check_causal(model: LanguageModel) -> None:
         raise UserError(f"{model.name}: its predictions depend on later tokens, so it is not a causal language model")
 
 
-def score_texts(model: LanguageModel, texts: list[str]) -> list[Score]:
+def score_texts(model: CausalModel, texts: list[str]) -> list[Score]:
     """The score of each text."""
     tokenized = tokenize(model.tokenizer, texts, model.name)
     windows = [document_windows(model.begin, ids, model.end, model.context_length) for ids, _ in tokenized]
@@ -297,7 +297,7 @@ def document_windows(begin: list[int], ids: list[int], end: list[int], length: i
 
 
 @torch.no_grad()
-def window_losses(model: LanguageModel, windows: list[Window]) -> list[float]:
+def window_losses(model: CausalModel, windows: list[Window]) -> list[float]:
     """The summed negative log-likelihood of each window's scored targets, in nats.
 
     Windows of about the same length share a batch. Raises UserError if a token is outside the model's vocabulary.

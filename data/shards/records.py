@@ -187,6 +187,9 @@ class Records:
     def __getitem__(self, place: int) -> Encoded:
         return Encoded(self._ids[place], self._labels[place], bool(self._cut[place]), self._answers[place])
 
+    def __iter__(self) -> Iterator[Encoded]:
+        return map(self.__getitem__, range(len(self)))
+
     def batch(self, places: Sequence[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (rows, S) int64 and labels (rows, T or `label_width`) of records, padded on the right.
 

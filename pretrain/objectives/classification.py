@@ -185,8 +185,7 @@ class TokenClassification(Classification):
         """As `Objective.warnings`: how many spans no prediction can find exactly."""
         lines = super().warnings()
         for split, records in self._records.items():
-            examples = [records[place] for place in range(len(records))]
-            pairs = [(self.right_answers(each), self.answers(each.labels, each)) for each in examples]
+            pairs = [(self.right_answers(each), self.answers(each.labels, each)) for each in records]
             cut = sum(len(set(right) - set(best)) for right, best in pairs)
             if cut:
                 total = sum(len(right) for right, _ in pairs)

@@ -305,14 +305,14 @@ def cpu_rows(precision: str, rounds: int) -> list[Row]:
     """The rows of a precision."""
     ours = Contender("ours", "cpu", CPU_SHAPE, micro_batch_size=4, precision=precision)
     theirs = replace(ours, kind="transformers")
-    modes = {
-        mode: replace(ours, changes=NO_DROPOUT | {"gradient_checkpointing": mode}) for mode in ("selective", "full")
-    }
+    recomputed = {mode: NO_DROPOUT | {"gradient_checkpointing": mode} for mode in ("selective", "full")}
+    modes = {mode: replace(ours, changes=changes) for mode, changes in recomputed.items()}
     layerdrop = replace(ours, changes=NO_DROPOUT | fair_layerdrop(CPU_SHAPE, "cpu", rounds))
     plain = race({"ours": ours, "theirs": theirs, "layerdrop": layerdrop, **modes}, rounds)
     dropped = race({"ours": replace(ours, changes=DROPOUT), "theirs": replace(theirs, changes=DROPOUT)}, rounds)
     both_sides = replace(ours, sequence_to_sequence=True)
-    sides = race({"ours": both_sides, "theirs": replace(both_sides, kind="transformers")}, rounds)
+    leaner = replace(both_sides, changes=recomputed["selective"])
+    sides = race({"ours": both_sides, "theirs": replace(both_sides, kind="transformers"), "leaner": leaner}, rounds)
     losses = race({"ours": replace(ours, kind="our loss"), "theirs": replace(ours, kind="plain loss")}, rounds)
     step = "CPU step, 12 layers x 768, context 512, micro-batch 4, vocabulary 42,384, dropout 0"
     hf = "transformers' `BioGptForCausalLM`, sdpa, same AdamW"
@@ -334,6 +334,7 @@ def cpu_rows(precision: str, rounds: int) -> list[Row]:
         *(row(f"CPU step, recomputation {mode}", "none", both(plain[mode], plain["ours"])) for mode in modes),
         row(sides_step, blenderbot, speeds(sides["ours"].fastest, sides["theirs"].fastest), "1.0x"),
         row("the same, peak memory", blenderbot, memories(sides["ours"], sides["theirs"]), "0.85x"),
+        row("the same, recomputation selective", blenderbot, both(sides["leaner"], sides["theirs"])),
         row(
             "head and loss alone, forward and backward",
             "torch's cross entropy in fp32",

@@ -42,7 +42,7 @@ from data.text.tokenizer import read_merges
 from data.text.train import write_tokenizer_files
 from launch.cli import app
 from pretrain.bits_per_byte import (
-    LanguageModel,
+    CausalModel,
     Score,
     document_windows,
     ends_of_text,
@@ -160,7 +160,7 @@ def make_corpus(folder: Path, sources: dict[str, list[str]], split: str = "valid
     return folder
 
 
-def bigram_model(probabilities: dict[tuple[str, str], float], tokenizer: Any, length: int = 100) -> LanguageModel:
+def bigram_model(probabilities: dict[tuple[str, str], float], tokenizer: Any, length: int = 100) -> CausalModel:
     """A model that reads the last token only. The likelihood of a pair that is not named is 0."""
     table = torch.zeros(len(WORDS), len(WORDS))
     for (before, after), probability in probabilities.items():
@@ -173,9 +173,7 @@ def bigram_model(probabilities: dict[tuple[str, str], float], tokenizer: Any, le
     def logits(inputs_BT: Tensor, _: Tensor) -> Tensor:
         return table.log()[inputs_BT]
 
-    return LanguageModel(
-        "bigrams", logits, tokenizer, len(WORDS), length, *ends_of_text(tokenizer), torch.device("cpu")
-    )
+    return CausalModel("bigrams", logits, tokenizer, len(WORDS), length, *ends_of_text(tokenizer), torch.device("cpu"))
 
 
 PAIRS = {

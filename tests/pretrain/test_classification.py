@@ -151,8 +151,7 @@ def test_long_texts_become_several_examples(records: dict[str, Path], hf: Path, 
 
 
 def rows(objective: Any) -> list[Any]:
-    found = objective.records("validation")
-    return [found[place] for place in range(len(found))]
+    return list(objective.records("validation"))
 
 
 @pytest.mark.parametrize("problem", KINDS)
