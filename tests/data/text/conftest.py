@@ -23,7 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("medline16n0902.xml.gz", "pubmedsample18n0001.xml.gz")
     raw = [*sorted(NLM.glob("pubmed21n*.xml.gz")), *(NLM / name for name in names)]
     if not NLM.is_dir():
-        raw = write_sample(folder / "raw", citations=600)
+        greek = "".join(f"The role of {chr(945 + number % 24)}-{number} in rats.\n" for number in range(200))
+        (folder / "greek.txt").write_text(greek)  # the sample is ASCII
+        raw = [*write_sample(folder / "raw", citations=600), folder / "greek.txt"]
     make_corpus(raw, folder / "corpus", 0.05, 0.05, workers=1)
     train_tokenizer(folder / "corpus", folder / "tokenizer", merges=2_000, min_count=1, workers=1)
     return folder
