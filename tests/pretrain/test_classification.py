@@ -242,7 +242,7 @@ def test_a_run_learns_to_find_spans_and_its_export_finds_the_same(tagged: Path, 
     check_learned("tokens", tagged, ["O", "B-Disease", "I-Disease", "B-Drug", "I-Drug"], tmp_path)
 
 
-@pytest.mark.parametrize("problem", ["single", "multiple"])
+@pytest.mark.parametrize("problem", ["single", pytest.param("multiple", marks=pytest.mark.slow)])
 def test_a_run_learns_to_classify_texts(
     problem: str, one_rank: Ranks, records: dict[str, Path], hf: Path, tmp_path: Path
 ) -> None:

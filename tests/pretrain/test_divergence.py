@@ -68,7 +68,9 @@ def poison(checkpoint: Path, name: str) -> None:
     write_manifest(checkpoint, "checkpoint", {}, {"step": step_of(checkpoint)})
 
 
-@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "exp_avg_sq.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["state.json", "model.safetensors", pytest.param("exp_avg_sq.safetensors", marks=pytest.mark.slow)]
+)
 def test_folders_of_earlier_versions_fall_back_to_the_newest_good_checkpoint(
     name: str, one_rank: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

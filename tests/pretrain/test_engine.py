@@ -73,6 +73,7 @@ def test_compiling_without_a_compiler_is_refused_and_by_default_left_out_on_a_cp
     assert not compiles(tuned)  # padded records have many lengths
 
 
+@pytest.mark.slow
 def test_bf16_gradients_that_are_added_up_at_once_give_the_same_bits(
     one_rank: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

@@ -68,7 +68,7 @@ MATRIX = [
 ]
 
 
-KILLED = ("fill_in_the_middle", "denoising", "several folders", "source_target", "source_target, BERT's encoder")
+KILLED = ("fill_in_the_middle", "denoising", "source_target", "source_target, BERT's encoder")
 """Those that the fast tests kill. Next-token prediction is killed in its own tests, at other moments too."""
 
 

@@ -91,9 +91,7 @@ def plain_losses(chosen: list[str]) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in range(3)), 3])
 def test_a_second_kind_trains_saves_and_resumes(
     stage: int, two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

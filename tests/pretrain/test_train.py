@@ -109,6 +109,7 @@ def fp16_case(chosen: list[str]) -> tuple[int, float]:
         accelerator.is_fp16_supported = supported
 
 
+@pytest.mark.slow
 def test_fp16_scales_its_loss_and_resumes_with_the_same_bits(
     two_ranks: Ranks, sample_folder: Path, tmp_path: Path
 ) -> None:

@@ -224,7 +224,7 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # Waiters
 
 
-@pytest.mark.parametrize("dead", ["here", "elsewhere"])
+@pytest.mark.parametrize("dead", ["here", pytest.param("elsewhere", marks=pytest.mark.slow)])
 def test_of_many_waiters_one_takes_over(dead: str, tmp_path: Path) -> None:
     """Real processes at once, again and again. The winner ends only when the others have been refused."""
     for round_ in range(3 if dead == "elsewhere" else 5):
