@@ -211,6 +211,26 @@ class Records:
         return min(math.ceil(longest / step) * step, self._context_length)
 
 
+class JoinedRecords(Records):
+    """The records of several files, one file after the other, without a copy of them."""
+
+    def __init__(self, files: Sequence[Records]) -> None:
+        """files: all with the same settings."""
+        first = files[0]
+        super().__init__((), first._context_length, first._ignore_index, first._label_width, first._pad_id)
+        self._files, self._starts = files, np.cumsum([0, *map(len, files)])
+        self.tokens = np.concatenate([file.tokens for file in files])
+        self.counted = np.concatenate([file.counted for file in files])
+        self.cut = sum(file.cut for file in files)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, place: int) -> Encoded:
+        file = int(np.searchsorted(self._starts, place, "right")) - 1
+        return self._files[file][place - int(self._starts[file])]
+
+
 class _Rows:
     """Rows of whole numbers, of different lengths, one after the other."""
 

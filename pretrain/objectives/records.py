@@ -1,7 +1,7 @@
 """What all objectives share that learn from records: their files, their order and their padded batches."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from data.common.files import MANIFEST, UserError, read_json, read_manifest, sha256, verify_files
 from data.shards.mixture import MixedOrder
-from data.shards.records import Encoded, Keys, Record, Records, stream_records
+from data.shards.records import Encoded, JoinedRecords, Keys, Record, Records, stream_records
 from data.text.ids import PAD_ID
 from model.architecture import Architecture
 from model.config import DecoderConfig
@@ -61,7 +61,7 @@ class RecordObjective(Objective):
     def _train(self) -> Records:
         """The training records of all folders, one folder after the other."""
         folders = [self.records("train", name) for name in self._folders]
-        return folders[0] if len(folders) == 1 else self._as_records(each for folder in folders for each in folder)
+        return folders[0] if len(folders) == 1 else JoinedRecords(folders)
 
     @cached_property
     def _order(self) -> MixedOrder:
@@ -84,16 +84,14 @@ class RecordObjective(Objective):
         name = name or next(iter(self._folders))
         called = f"{name} {split}" if len(self._folders) > 1 else split
         if called not in self._records:
-            self._records[called] = self._as_records(self._encoded(self._folders[name] / f"{split}.jsonl"))
+            encoded, length = self._encoded(self._folders[name] / f"{split}.jsonl"), self._recipe.context_length()
+            self._records[called] = Records(encoded, length, IGNORE_INDEX, self.label_width, self.pad_id)
         return self._records[called]
 
     def _encoded(self, path: Path) -> Iterator[Encoded]:
         records = stream_records(path, self.keys)
         while some := list(islice(records, AT_A_TIME)):
             yield from self.encode(some)
-
-    def _as_records(self, encoded: Iterable[Encoded]) -> Records:
-        return Records(encoded, self._recipe.context_length(), IGNORE_INDEX, self.label_width, self.pad_id)
 
     def check(self) -> None:
         """As `Objective.check`."""

@@ -3,7 +3,7 @@
 Questions about pictures, their regions, captions and codes, titles and infilled beginnings of the embedded sample's
 abstracts, and PubMedQA's questions, mixed in one run. Sources are cut to 64 tokens, so of PubMedQA's contexts little is
 read. The model is asked every question about the test pictures, whose combinations training never showed, and
-PubMedQA's. Finished steps in `--out` are kept. About 15 minutes on two idle cores.
+PubMedQA's. Finished steps in `--out` are kept. It took 25 minutes of two cores that others used too.
 """
 
 import argparse

@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.common.files import UserError
 from data.shards.order import EpochOrder
-from data.shards.records import PIECES, Encoded, Record, Records, encode_pieces, encode_texts, read_records
+from data.shards.records import (
+    PIECES,
+    Encoded,
+    JoinedRecords,
+    Record,
+    Records,
+    encode_pieces,
+    encode_texts,
+    read_records,
+)
 from data.text.tokenizer import Tokenizer, read_merges
 from data.text.train import with_reserved, write_tokenizer_files
 
@@ -115,7 +125,18 @@ def test_labels_of_a_whole_record_have_a_width_of_their_own() -> None:
     records = Records(several, context_length=16, ignore_index=-100, label_width=3)
     ids, labels = records.batch([0, 1], rows=3)
     assert ids.shape == (3, 2) and labels.tolist() == [[1, 0, 1], [0, 0, 0], [-100] * 3]
-    assert records.counted.tolist() == [3, 3]
+    assert labels.dtype == torch.int64 and records.counted.tolist() == [3, 3]
+
+
+def test_files_are_joined_as_if_they_were_one() -> None:
+    several = [encoded(3, 10), encoded(9, 20), encoded(13, 40), encoded(1, 50)]
+    one = Records(several, context_length=30, ignore_index=-100)
+    parts = [several[:1], several[1:1], several[1:]]  # the second has none
+    joined = JoinedRecords([Records(part, context_length=30, ignore_index=-100) for part in parts])
+    assert len(joined) == 4 and [each.ids.tolist() for each in joined] == [each.ids.tolist() for each in one]
+    for places in ([0, 1, 2, 3], [3, 0], []):
+        assert all(torch.equal(*pair) for pair in zip(joined.batch(places, 5), one.batch(places, 5), strict=True))
+    assert joined.tokens.tolist() == one.tokens.tolist() and joined.counted.tolist() == one.counted.tolist()
 
 
 def test_a_batch_without_records_is_padding() -> None:
